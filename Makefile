@@ -1,0 +1,45 @@
+# make demo | make test | make check | make ui      (each installs what it needs into .venv)
+PYTHON ?= python3
+BIN := .venv/bin
+HOME_DIR := $(CURDIR)/dagster_home
+# torch is pinned to one line of releases; elsewhere in that line pip may pick a CUDA build.
+INSTALLED := .venv/installed
+
+.PHONY: setup demo test check ui clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    train, evaluate and release a language model, about three minutes on 2 cores'
+	@echo 'make test    run the tests'
+	@echo 'make check   lint, types, import rules, spelling'
+	@echo 'make ui      open Dagster on http://127.0.0.1:3000'
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Millrace needs Python 3.11 or newer"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# dagster's commands read this file, so that they find their home from the project's root
+	echo 'DAGSTER_HOME=$(HOME_DIR)' > .env
+	touch $@
+
+demo: setup
+	DAGSTER_HOME=$(HOME_DIR) $(BIN)/dagster asset materialize -m pipelines --select group:stdlib_lm
+	DAGSTER_HOME=$(HOME_DIR) $(BIN)/python -m millrace report stdlib_lm
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
+	$(BIN)/codespell
+
+ui: setup
+	DAGSTER_HOME=$(HOME_DIR) $(BIN)/dagster dev -m pipelines -h 127.0.0.1 -p 3000
+
+clean:
+	rm -rf .venv .env dagster_home/store dagster_home/work

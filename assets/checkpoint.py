@@ -1,0 +1,67 @@
+"""The trained weights: the best spec of the study, data-parallel, resumable at any moment."""
+
+from typing import Any
+
+import dagster as dg
+
+from assets.step import Inputs, PipelineFolder, Step, Told
+from millrace.manifest import Manifest
+from millrace.models.source import source_digest
+from millrace.pictures import line_chart, markdown
+from millrace.spec import PipelineSpec
+
+
+def build_checkpoint(pipeline: PipelineFolder) -> dg.AssetsDefinition:
+    """The asset `<pipeline>/checkpoint`."""
+
+    def keyed_by(spec: PipelineSpec, _inputs: Inputs) -> Any:
+        return [
+            spec.network.model_dump(),
+            source_digest(spec.network, pipeline.folder),
+            spec.train.model_dump(exclude={"checkpoint_every"}),
+        ]
+
+    step = Step(
+        pipeline,
+        "checkpoint",
+        "train",
+        version=1,
+        tell=_tell,
+        inputs=("shards", "study"),
+        keyed_by=keyed_by,
+        tune=lambda spec, inputs: spec.with_values(inputs["study"].facts["best_values"]),
+    )
+    checks = [step.check("learned", "The last validation loss is below the first training loss.")]
+    return step.build_asset(kind="pytorch", checks=checks, description=__doc__ or "")
+
+
+def _tell(made: Manifest, spec: PipelineSpec) -> Told:
+    facts, measured, curve = made.facts, made.measured, made.facts["curve"]
+    trained = [(p["step"], p["train_loss"]) for p in curve if "train_loss" in p]
+    validated = [(p["step"], p["validation_loss"]) for p in curve if "validation_loss" in p]
+    picture = line_chart(
+        "Loss",
+        {"training": trained, "validation": validated},
+        x_label="step",
+        y_label="nats",
+        log_y=True,
+    )
+    first, last = trained[0][1], validated[-1][1]
+    metadata = {
+        "loss": dg.MetadataValue.md(markdown(picture, "loss")),
+        "train_loss": trained[-1][1],
+        "validation_loss": last,
+        "parameters": facts["parameters"],
+        "steps": facts["steps"],
+        "ranks": spec.train.ranks,
+        "resumed_at_step": measured["resumed_at"],
+        "samples_per_second": measured["samples_per_second"],
+        "device": measured["device"],
+        "learning_rate": spec.train.learning_rate,
+    }
+    check = dg.AssetCheckResult(
+        check_name="learned",
+        passed=last < first,
+        metadata={"first_train_loss": first, "last_validation_loss": last},
+    )
+    return metadata, [check]

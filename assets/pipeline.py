@@ -1,0 +1,54 @@
+"""The Pipeline component: a defs.yaml becomes the chain of assets from source files to release."""
+
+from pathlib import Path
+from typing import Self
+
+import dagster as dg
+from pydantic import BaseModel
+
+from assets.automation import build_automation
+from assets.checkpoint import build_checkpoint
+from assets.evaluation import build_evaluation
+from assets.release import build_release
+from assets.shards import build_shards
+from assets.source_files import build_source_files
+from assets.step import PipelineFolder
+from assets.study import build_study
+from millrace.spec import PipelineSpec
+
+
+class Pipeline(dg.Component):
+    """One data set, network and search space: source files -> shards -> study -> checkpoint ->
+    evaluation -> release.
+    """  # noqa: D205  Dagster shows the whole docstring as the component's description
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        self.spec = spec
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """What `attributes` in the YAML must look like."""
+        return PipelineSpec
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """Build the component from the checked attributes."""
+        assert isinstance(attributes, PipelineSpec), "Dagster validates with get_model_cls"
+        return cls(attributes)
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The pipeline's assets, checks, job, schedule and sensor."""
+        folder = Path(context.path)
+        folder = folder if folder.is_dir() else folder.parent
+        pipeline = PipelineFolder(folder.name, str(folder), self.spec)
+        assets = dg.Definitions(
+            assets=[
+                build_source_files(pipeline),
+                build_shards(pipeline),
+                build_study(pipeline),
+                build_checkpoint(pipeline),
+                build_evaluation(pipeline),
+                build_release(pipeline),
+            ]
+        )
+        return dg.Definitions.merge(assets, build_automation(pipeline))

@@ -1,0 +1,1 @@
+"""The engine: how Millrace works, free of Dagster."""

@@ -1,0 +1,79 @@
+"""Every process of the engine: python -m millrace VERB ..."""
+
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from millrace.errors import MillraceError
+from millrace.job import Job
+from millrace.launch import tie_to_parent
+from millrace.manifest import Manifest, publish
+from millrace.storage import FsspecStorage
+from millrace.telemetry import emit
+
+# What a step of a pipeline runs on a job; imported when asked for, since torch alone takes seconds.
+_STEPS = {
+    "ingest": "millrace.data.ingest:ingest",
+    "pack": "millrace.data.pack:pack",
+    "tune": "millrace.tune.study:tune",
+    "worker": "millrace.tune.worker:run_worker",
+    "train": "millrace.train.elastic:launch_ranks",
+    "rank": "millrace.train.rank:run_rank",
+    "evaluate": "millrace.evaluate:evaluate",
+    "release": "millrace.release:release",
+}
+# What a person types.
+_COMMANDS = {
+    "predict": "millrace.predict:main",
+    "report": "millrace.report:main",
+}
+USAGE = """usage: python -m millrace predict PIPELINE [--help]     ask a released model
+       python -m millrace report PIPELINE [--help]      what was made, how good, at what cost
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one verb; the exit status."""
+    verb = arguments[0] if arguments else ""
+    if verb in _COMMANDS:
+        try:
+            return int(_load(_COMMANDS[verb])(arguments[1:]))
+        except MillraceError as error:
+            sys.stderr.write(f"millrace {verb}: {error}\n")
+            return 1
+    if verb not in _STEPS or len(arguments) != 2:
+        sys.stderr.write(USAGE)
+        return 2
+    tie_to_parent()
+    try:
+        _run_step(verb, Path(arguments[1]))
+    except MillraceError as error:
+        emit("error", **error.to_event())
+        return 1
+    return 0
+
+
+def _run_step(verb: str, path: Path) -> None:
+    """Run a step; the manifest it returns is published with what it took."""
+    start = time.perf_counter()
+    job = Job.model_validate_json(path.read_bytes())
+    made = _load(_STEPS[verb])(job)
+    if isinstance(made, Manifest):
+        seconds = time.perf_counter() - start
+        usd = seconds / 3600 * job.usd_per_hour
+        made = publish(FsspecStorage(job.store), replace(made, seconds=seconds, usd=usd))
+        emit("made", path=made.path)
+
+
+def _load(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

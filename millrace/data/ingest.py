@@ -1,0 +1,185 @@
+"""Profile the source files: read those that are new or changed, identify every record.
+
+    listing -> unchanged since the last manifest? -> its record ids are kept
+            -> new or changed                     -> read, records identified, rejections counted
+
+The manifest's file `records.npy` holds, in listing order, (split_id, content_id) of each record:
+enough to find duplicates and to draw splits without reading a source file again.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from millrace import manifest as manifests
+from millrace.data.fields import Encoder, UnusableRecordError, Value, build_encoder
+from millrace.data.listing import SourceFile, list_source
+from millrace.data.records import Rejection, format_of, read_records
+from millrace.errors import CorruptError, NotFoundError, SourceError
+from millrace.frozen import digest
+from millrace.job import Job
+from millrace.manifest import Manifest
+from millrace.storage import FsspecStorage, Storage, StoredFile
+from millrace.telemetry import Progress
+
+NOUN = "source_files"
+VERSION = 1
+SHOWN_REJECTIONS = 50
+READERS = 8
+
+Ids = npt.NDArray[np.uint64]
+"""(records, 2): split_id and content_id."""
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A source file's records as identified."""
+
+    ids: Ids
+    rejections: tuple[Rejection, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of the records' contents in order, and of what was rejected."""
+        told = repr([(item.where, item.reason) for item in self.rejections]).encode()
+        return hashlib.sha256(self.ids.tobytes() + told).hexdigest()[:32]
+
+
+def read_values(file: SourceFile, job: Job, encoder: Encoder) -> Iterator[Value | Rejection]:
+    """What the task takes from each record of a file, in order."""
+    for found in read_records(file, job.spec.source, encoder.needs):
+        if isinstance(found, Rejection):
+            yield found
+            continue
+        try:
+            yield encoder.extract(found.record)
+        except UnusableRecordError as error:
+            yield Rejection(found.where, str(error))
+
+
+def ingest(job: Job) -> Manifest:
+    """List the source, read what changed, publish the profile.
+
+    Raises:
+        SourceError: No file, no usable record, a damaged file, or too many rejected records.
+    """
+    storage = FsspecStorage(job.store)
+    files = list_source(job.spec.source, job.folder)
+    recipe = digest(VERSION, job.spec.source.model_dump(), job.spec.task.model_dump())
+    known = _known(storage, job.pipeline, recipe)
+    encoder = build_encoder(job.spec.task)
+
+    def identify(file: SourceFile) -> ReadFile:
+        if (found := known.get((file.path, file.fingerprint))) is not None:
+            return found
+        ids, rejections = [], []
+        for value in read_values(file, job, encoder):
+            if isinstance(value, Rejection):
+                rejections.append(value)
+            else:
+                ids.append((value.split_id, value.content_id))
+        return ReadFile(np.array(ids, np.uint64).reshape(-1, 2), tuple(rejections))
+
+    progress = Progress("source files", total=len(files))
+    with ThreadPoolExecutor(READERS) as pool:
+        read = [progress.step(found) for found in pool.map(identify, files)]
+    _refuse_unusable(job, files, read)
+    return _publish(storage, job, recipe, files, read)
+
+
+def _known(storage: Storage, pipeline: str, recipe: str) -> dict[tuple[str, str], ReadFile]:
+    """By (path, fingerprint): the files that the current manifest of the same recipe read.
+
+    Where the manifest or its ids are lost or damaged, nothing is known and all is read again.
+    """
+    try:
+        last = manifests.current(storage, pipeline, NOUN)
+        if last.facts["recipe"] != recipe:
+            return {}
+        ids = load_ids(storage, last)
+    except (NotFoundError, CorruptError):
+        return {}
+    known = {}
+    for entry, fingerprint in zip(last.facts["files"], last.measured["fingerprints"], strict=True):
+        start, stop = entry["records"]
+        rejections = tuple(Rejection(*item) for item in entry["rejections"])
+        if fingerprint and len(rejections) == entry["num_rejected"]:
+            known[entry["path"], fingerprint] = ReadFile(ids[start:stop], rejections)
+    return known
+
+
+def load_ids(storage: Storage, manifest: Manifest) -> Ids:
+    """The record ids of a source_files manifest, shape (records, 2)."""
+    data = manifest.file("records.npy").read(storage)
+    loaded: Ids = np.load(io.BytesIO(data), allow_pickle=False)
+    return loaded
+
+
+def _refuse_unusable(job: Job, files: list[SourceFile], read: list[ReadFile]) -> None:
+    num_records = sum(len(found.ids) for found in read)
+    rejections = [item for found in read for item in found.rejections]
+    share = len(rejections) / max(1, num_records + len(rejections))
+    shown = "; ".join(f"{item.where}: {item.reason}" for item in rejections[:3])
+    asked = f"find usable records in {len(files)} files of {job.spec.source.url}"
+    if not num_records:
+        raise SourceError(
+            asked,
+            f"none: {len(rejections)} rejected" + (f" ({shown})" if shown else ""),
+            "Check `source.format` and the fields that `task` names",
+        )
+    if share > job.spec.source.max_rejected:
+        raise SourceError(
+            asked,
+            f"{len(rejections)} of {num_records + len(rejections)} rejected ({shown})",
+            "Mend the records, or raise `source.max_rejected` "
+            f"(now {job.spec.source.max_rejected})",
+        )
+
+
+def _publish(
+    storage: Storage, job: Job, recipe: str, files: list[SourceFile], read: list[ReadFile]
+) -> Manifest:
+    stops = np.cumsum([len(found.ids) for found in read]).tolist()
+    entries = [
+        {
+            "path": file.path,
+            "num_bytes": file.num_bytes,
+            "digest": found.digest,
+            "records": [stop - len(found.ids), stop],
+            "num_rejected": len(found.rejections),
+            "rejections": [[r.where, r.reason] for r in found.rejections[:SHOWN_REJECTIONS]],
+        }
+        for file, found, stop in zip(files, read, stops, strict=True)
+    ]
+    ids = np.concatenate([found.ids for found in read])
+    buffer = io.BytesIO()
+    np.save(buffer, ids, allow_pickle=False)
+    facts = {
+        "recipe": recipe,
+        "files": entries,
+        "num_bytes": sum(file.num_bytes for file in files),
+        "num_records": len(ids),
+        "num_rejected": sum(len(found.rejections) for found in read),
+        "num_duplicates": len(ids) - len(np.unique(ids[:, 1])),
+        "bytes_by_format": _bytes_by_format(job, files),
+    }
+    # The fingerprints too, or a file that was only touched would be read again every time.
+    fingerprints = [file.fingerprint for file in files]
+    key = digest(recipe, [(entry["path"], entry["digest"]) for entry in entries], fingerprints)
+    path = f"{manifests.folder(job.pipeline, NOUN, key)}/records.npy"
+    stored = StoredFile.written(storage, path, buffer.getvalue())
+    measured = {"fingerprints": fingerprints}
+    return Manifest(job.pipeline, NOUN, key, files=(stored,), facts=facts, measured=measured)
+
+
+def _bytes_by_format(job: Job, files: list[SourceFile]) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for file in files:
+        sizes[format_of(file, job.spec.source)] += file.num_bytes
+    return dict(sizes)

@@ -1,0 +1,161 @@
+"""List the source files behind a URL or glob, each with a fingerprint, reading none of them."""
+
+import fnmatch
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from millrace.errors import SourceError
+from millrace.frozen import digest
+from millrace.spec import SourceSpec
+from millrace.storage import open_filesystem
+
+_GLOB = frozenset("*?[")
+# What stores call the mark that changes when an object's bytes do.
+_VERSION_KEYS = (
+    "ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "created",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file as listed: its path (below the listing's root), where to open it, and its version."""
+
+    path: str
+    url: str
+    num_bytes: int
+    fingerprint: str
+    """Digest of size and version mark: unchanged means the file need not be read again. Empty where
+    the place tells no version (plain HTTP servers): such a file is read every time."""
+
+
+def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
+    """All files the source names, sorted by path.
+
+    Args:
+        source: The URL or glob and what to leave out.
+        base: Folder that relative paths start from.
+
+    Raises:
+        SourceError: Nothing matches, or the place cannot be reached or read.
+    """
+    root, pattern = resolve(source.url, base)
+    asked = f"list the source {source.url}"
+    try:
+        filesystem, root_path = open_filesystem(root)
+        found = dict(_walk(filesystem, root_path, pattern))
+        if isinstance(filesystem, LocalFileSystem) and (not pattern or "**" in pattern):
+            _refuse_unreadable(root_path, source)
+    except FileNotFoundError as error:
+        raise SourceError(asked, f"{root} does not exist", "Check the url") from error
+    except Exception as error:
+        # Every backend raises its own errors; at this edge they all mean the same to the user.
+        raise SourceError(
+            asked,
+            f"{type(error).__name__}: {error}",
+            "Check the url, its credentials and permissions",
+        ) from error
+    files = [
+        SourceFile(
+            path=_below(path, root_path),
+            url=filesystem.unstrip_protocol(path),
+            num_bytes=int(info["size"]),
+            fingerprint=_fingerprint(info),
+        )
+        for path, info in found.items()
+    ]
+    kept = sorted((file for file in files if _is_wanted(file.path, source)), key=lambda f: f.path)
+    if not kept:
+        left_out = f" ({len(files)} are hidden or left out by `exclude`)" if files else ""
+        raise SourceError(asked, f"no file matches{left_out}", "Check the glob and `exclude`")
+    return kept
+
+
+def locate(source: SourceSpec, base: str, path: str) -> str:
+    """The URL of a file that `list_source` gave this path, without listing anything."""
+    root, pattern = resolve(source.url, base)
+    filesystem, root_path = open_filesystem(root)
+    is_root = not pattern and path == _below(root_path, root_path) and filesystem.isfile(root_path)
+    url: str = filesystem.unstrip_protocol(
+        root_path if is_root else f"{root_path.rstrip('/')}/{path}"
+    )
+    return url
+
+
+def resolve(url: str, base: str) -> tuple[str, str]:
+    """The fixed root of a source URL and the glob below it ("" for a file or folder)."""
+    scheme, separator, rest = url.partition("://")
+    if scheme == "stdlib" and separator:
+        return sysconfig.get_paths()["stdlib"], rest or "**/*.py"
+    if scheme == "package" and separator:
+        name, _, pattern = rest.partition("/")
+        return _cut(f"{_package_folder(name)}/{pattern}")
+    if not separator:
+        url = os.path.normpath(Path(base, Path(url).expanduser()).absolute())
+    return _cut(url)
+
+
+def _cut(url: str) -> tuple[str, str]:
+    """Split before the first path component with a wildcard."""
+    parts = url.split("/")
+    for i, part in enumerate(parts):
+        if _GLOB & set(part):
+            return "/".join(parts[:i]) or "/", "/".join(parts[i:])
+    return url, ""
+
+
+def _package_folder(name: str) -> str:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError(
+            f"find the package {name}", "it is not installed", f"Install it: pip install {name}"
+        )
+    return str(next(iter(spec.submodule_search_locations)))
+
+
+def _walk(filesystem: Any, root: str, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    is_local = isinstance(filesystem, LocalFileSystem)
+    if is_local or not pattern:
+        filesystem.info(root)  # a missing root is an error here, not an empty answer
+    if pattern:
+        found = filesystem.glob(f"{root.rstrip('/')}/{pattern}", detail=True)
+    else:
+        found = filesystem.find(root, detail=True)
+    for path, info in found.items():
+        if info["type"] == "file":
+            yield path, info
+        elif info.get("islink") and filesystem.isfile(path):
+            yield path, filesystem.info(path)  # of what the link leads to
+
+
+def _refuse_unreadable(root: str, source: SourceSpec) -> None:
+    """Raise for a folder that may not be read: fsspec lists it as if it were empty."""
+
+    def refuse(error: OSError) -> None:
+        is_wanted = _is_wanted(f"{_below(str(error.filename), root)}/", source)
+        if isinstance(error, PermissionError) and is_wanted:
+            raise error
+
+    for _ in os.walk(root, onerror=refuse):
+        pass
+
+
+def _fingerprint(info: dict[str, Any]) -> str:
+    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+    return digest(int(info["size"]), version) if version else ""
+
+
+def _below(path: str, root: str) -> str:
+    inside = path.removeprefix(root.rstrip("/")).lstrip("/")
+    return inside or path.rsplit("/", 1)[-1]
+
+
+def _is_wanted(path: str, source: SourceSpec) -> bool:
+    hidden = any(part.startswith((".", "_SUCCESS", "_temporary")) for part in path.split("/"))
+    return not hidden and not any(fnmatch.fnmatch(path, pattern) for pattern in source.exclude)

@@ -1,0 +1,318 @@
+"""Pack source files into shards: units of files, each packed once and kept until a file changes.
+
+records.npy --> duplicates dropped, splits drawn --> units of files --> packed already? keep
+                                                                    --> else read, encode, write
+all units' shards --> manifest
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from millrace import manifest as manifests
+from millrace.data.fields import LabelIndex, Value, build_encoder
+from millrace.data.ingest import NOUN as SOURCE_FILES
+from millrace.data.ingest import READERS, Ids, load_ids, read_values
+from millrace.data.listing import SourceFile, locate
+from millrace.data.records import Rejection
+from millrace.data.shard import Shard, ShardReader, ShardWriter
+from millrace.errors import CorruptError, SourceError
+from millrace.frozen import digest
+from millrace.job import Job
+from millrace.manifest import Manifest
+from millrace.spec import ClassificationTask, SplitSpec
+from millrace.storage import FsspecStorage, Storage
+from millrace.telemetry import Progress
+
+NOUN = "shards"
+UNIT_NOUN = "shards/units"
+VERSION = 1
+SPLITS = ("train", "validation", "test")
+LARGEST_UNIT = 4  # times unit_bytes
+Kept = npt.NDArray[np.bool_]
+
+
+def draw_splits(split_ids: npt.NDArray[np.uint64], spec: SplitSpec) -> npt.NDArray[np.int8]:
+    """Index into SPLITS for each record, from its id alone: a record never changes split.
+
+    The id is mixed with the seed by splitmix64 (Steele, Lea and Flood 2014) and read as a number
+    in [0, 1): the lowest `test` share is the test split, the next `validation` share validation.
+    """
+    with np.errstate(over="ignore"):
+        mixed = split_ids + np.uint64((spec.seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    place = mixed / 2.0**64
+    return np.where(
+        place < spec.test, 2, np.where(place < spec.test + spec.validation, 1, 0)
+    ).astype(np.int8)
+
+
+def first_of_each(content_ids: npt.NDArray[np.uint64]) -> Kept:
+    """True for the first record of each content, False for its exact duplicates."""
+    kept = np.zeros(len(content_ids), bool)
+    kept[np.unique(content_ids, return_index=True)[1]] = True
+    return kept
+
+
+def cut_units(files: Sequence[Mapping[str, Any]], unit_bytes: int) -> list[list[int]]:
+    """Indices of files, in order, grouped into units of about `unit_bytes`.
+
+    A unit ends after a file whose path's hash says so, not at a running total: adding or removing
+    a file changes the unit it falls into and no other.
+    """
+    mean_bytes = sum(file["num_bytes"] for file in files) / len(files)
+    files_per_unit = 2 ** max(0, round(np.log2(unit_bytes / max(1.0, mean_bytes))))
+    units: list[list[int]] = [[]]
+    size = 0
+    for i, file in enumerate(files):
+        units[-1].append(i)
+        size += file["num_bytes"]
+        path_hash = int(hashlib.sha256(file["path"].encode()).hexdigest()[:8], 16)
+        if path_hash % files_per_unit == 0 or size >= LARGEST_UNIT * unit_bytes:
+            units.append([])
+            size = 0
+    return [unit for unit in units if unit]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Source files packed together, and which of their records to keep."""
+
+    key: str
+    files: tuple[SourceFile, ...]
+    ids: Ids
+    kept: Kept
+
+
+def pack(job: Job) -> Manifest:
+    """Pack what is not packed yet and describe the whole.
+
+    Raises:
+        SourceError: A file changed since it was listed, or a split came out empty.
+    """
+    storage = FsspecStorage(job.store)
+    source = manifests.read(storage, job.inputs[SOURCE_FILES])
+    ids = load_ids(storage, source)
+    kept = first_of_each(ids[:, 1])
+    splits = draw_splits(ids[:, 0], job.spec.split)
+    _refuse_empty_split(job, splits[kept])
+    units = _plan(job, source, ids, kept)
+    progress = Progress("units", total=len(units), usd_per_hour=job.usd_per_hour)
+    packed = [
+        progress.step(
+            manifests.find(storage, job.pipeline, UNIT_NOUN, unit.key)
+            or _pack_unit(storage, job, unit)
+        )
+        for unit in units
+    ]
+    return _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
+
+
+def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept) -> list[_Unit]:
+    spec, entries = job.spec, source.facts["files"]
+    fingerprints = source.measured["fingerprints"]
+    recipe = digest(
+        VERSION, source.facts["recipe"], spec.split.model_dump(), spec.shards.model_dump()
+    )
+    units = []
+    for indices in cut_units(entries, spec.shards.unit_bytes):
+        start, stop = entries[indices[0]]["records"][0], entries[indices[-1]]["records"][1]
+        mask = kept[start:stop]
+        key = digest(
+            recipe,
+            [entries[i]["digest"] for i in indices],
+            hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
+        )
+        files = tuple(
+            SourceFile(
+                entries[i]["path"],
+                locate(spec.source, job.folder, entries[i]["path"]),
+                entries[i]["num_bytes"],
+                fingerprints[i],
+            )
+            for i in indices
+        )
+        units.append(_Unit(key, files, ids[start:stop], mask))
+    return units
+
+
+def _pack_unit(storage: Storage, job: Job, unit: _Unit) -> Manifest:
+    encoder = build_encoder(job.spec.task)
+    labels = LabelIndex()
+    values = list(_read_unit(job, unit))
+    splits = draw_splits(unit.ids[unit.kept, 0], job.spec.split)
+    folder = manifests.folder(job.pipeline, UNIT_NOUN, unit.key)
+    shards: list[Shard] = []
+    statistics, proven = [0, 0.0, 0.0], 0
+    for number, split in enumerate(SPLITS):
+        chosen = [value for value, drawn in zip(values, splits, strict=True) if drawn == number]
+        if not chosen:
+            continue
+        columns = encoder.samples(chosen, labels)
+        if split == "train" and "inputs" in columns:
+            numbers = columns["inputs"].astype(np.float64)
+            statistics = [numbers.size, float(numbers.sum()), float((numbers**2).sum())]
+        writer = ShardWriter(
+            encoder.fields,
+            split,
+            level=job.spec.shards.level,
+            frame_bytes=job.spec.shards.frame_bytes,
+        )
+        step = writer.samples_per_frame * max(
+            1, job.spec.shards.shard_bytes // job.spec.shards.frame_bytes
+        )
+        num_samples = len(columns["record"])
+        for start in range(0, num_samples, step):
+            part = {name: column[start : start + step] for name, column in columns.items()}
+            shard = writer.write(storage, folder, part, tuple(labels.classes))
+            proven += _prove(storage, shard, part, ShardReader(storage, encoder.fields))
+            shards.append(shard)
+    return manifests.publish(
+        storage,
+        Manifest(
+            job.pipeline,
+            UNIT_NOUN,
+            unit.key,
+            files=tuple(shard.file for shard in shards),
+            facts={
+                "shards": [shard.to_dict() for shard in shards],
+                "statistics": statistics,
+                "frames_read_back": proven,
+            },
+        ),
+    )
+
+
+def _read_unit(job: Job, unit: _Unit) -> Iterator[Value]:
+    """The kept values of the unit's files, in order, proven to be those that were listed."""
+    encoder = build_encoder(job.spec.task)
+
+    def read(file: SourceFile) -> list[Value]:
+        found = read_values(file, job, encoder)
+        return [value for value in found if not isinstance(value, Rejection)]
+
+    number = 0
+    with ThreadPoolExecutor(READERS) as pool:
+        for file, values in zip(unit.files, pool.map(read, unit.files), strict=True):
+            for value in values:
+                if number >= len(unit.ids) or value.content_id != unit.ids[number, 1]:
+                    raise _changed(file)
+                if unit.kept[number]:
+                    yield value
+                number += 1
+    if number != len(unit.ids):
+        raise _changed(unit.files[-1])
+
+
+def _changed(file: SourceFile) -> SourceError:
+    return SourceError(
+        f"pack {file.path}",
+        "its records differ from those that source_files listed",
+        "It was changed in between: materialize from source_files again",
+    )
+
+
+def _prove(storage: Storage, shard: Shard, columns: Mapping[str, Any], reader: ShardReader) -> int:
+    """Round trip: the shard read back from the store holds the very samples that were written.
+
+    Returns:
+        Frames read back.
+    """
+    start = 0
+    for found in reader.frames(shard):
+        stop = start + len(found["record"])
+        for name, column in found.items():
+            if not np.array_equal(column, columns[name][start:stop]):
+                raise CorruptError(
+                    f"read back {shard.file.path} from {storage.url}",
+                    f"column {name} differs from what was written at samples {start} to {stop}",
+                    "Run again; if it happens twice, the store or this machine's memory is faulty",
+                )
+        start = stop
+    return len(shard.frames)
+
+
+def _refuse_empty_split(job: Job, splits: npt.NDArray[np.int8]) -> None:
+    counts = {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)}
+    for split, count in counts.items():
+        if not count:
+            raise SourceError(
+                f"split {len(splits)} distinct records of {job.spec.source.url}",
+                f"the {split} split is empty ({counts})",
+                "Add records, enlarge `split`, or take another `split.seed`",
+            )
+
+
+def _describe(
+    storage: Storage,
+    job: Job,
+    source: Manifest,
+    packed: Sequence[Manifest],
+    *,
+    ids: Ids,
+    splits: npt.NDArray[np.int8],
+) -> Manifest:
+    shards = [shard for unit in packed for shard in unit.facts["shards"]]
+    classes = _sorted_classes({name for shard in shards for name in shard["classes"]})
+    if isinstance(job.spec.task, ClassificationTask) and len(classes) < 2:
+        raise SourceError(
+            f"find the classes in field `{job.spec.task.label}`",
+            f"there is only {classes}",
+            "A classification needs two or more: check `task.label`",
+        )
+    count, total, squares = np.sum([unit.facts["statistics"] for unit in packed], axis=0)
+    mean = total / count if count else 0.0
+    deviation = float(np.sqrt(max(squares / count - mean**2, 1e-12))) if count else 1.0
+    facts = {
+        "fields": {
+            name: [field.dtype, list(field.shape)]
+            for name, field in build_encoder(job.spec.task).fields.items()
+        },
+        "classes": classes,
+        "mean": float(mean),
+        "deviation": deviation,
+        "splits": {
+            split: _sum_split(split, number, shards, splits) for number, split in enumerate(SPLITS)
+        },
+        "num_duplicates": source.facts["num_duplicates"],
+        "overlapping_records": _overlap(ids[:, 0], splits),
+        "num_frames": sum(len(shard["frames"]) for shard in shards),
+        "frames_read_back": sum(unit.facts["frames_read_back"] for unit in packed),
+        "source_bytes": source.facts["num_bytes"],
+        "shards": shards,
+    }
+    files = tuple(file for unit in packed for file in unit.files)
+    inputs = {SOURCE_FILES: source.digest}
+    return Manifest(job.pipeline, NOUN, job.key, inputs=inputs, files=files, facts=facts)
+
+
+def _sum_split(
+    split: str, number: int, shards: Sequence[Mapping[str, Any]], splits: npt.NDArray[np.int8]
+) -> dict[str, int]:
+    frames = [frame for shard in shards if shard["split"] == split for frame in shard["frames"]]
+    return {
+        "num_records": int((splits == number).sum()),
+        "num_samples": sum(frame["num_samples"] for frame in frames),
+        "raw_bytes": sum(frame["raw_bytes"] for frame in frames),
+        "num_bytes": sum(frame["num_bytes"] for frame in frames),
+    }
+
+
+def _overlap(split_ids: npt.NDArray[np.uint64], splits: npt.NDArray[np.int8]) -> int:
+    """How many inputs occur in more than one split."""
+    pairs = np.unique(np.stack([split_ids, splits.astype(np.uint64)], axis=1), axis=0)
+    return len(pairs) - len(np.unique(pairs[:, 0]))
+
+
+def _sorted_classes(classes: set[str]) -> list[str]:
+    """Numbers in numeric order, else alphabetic."""
+    if all(name.lstrip("-").isdigit() for name in classes):
+        return sorted(classes, key=int)
+    return sorted(classes)

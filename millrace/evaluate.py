@@ -1,0 +1,177 @@
+"""Evaluate a checkpoint on the test split: its metric with an interval, beside honest baselines.
+
+weights + test split --> per sample scores --> per record sums --> metric and interval
+the same records     --> baselines         --> paired gain over each, with its interval
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from millrace import baselines
+from millrace import manifest as manifests
+from millrace.data.fields import Columns
+from millrace.data.stream import Samples
+from millrace.errors import TrainingError
+from millrace.intervals import Floats, ratio
+from millrace.job import Job
+from millrace.manifest import Manifest
+from millrace.models.build import DataFacts, build_network
+from millrace.spec import LanguageModelTask
+from millrace.storage import FsspecStorage, StoredFile
+from millrace.telemetry import log
+from millrace.train.checkpoint import WEIGHTS, load_weights
+from millrace.train.objective import Objective, build_objective, to_batch
+from millrace.train.world import World
+
+NOUN = "evaluation"
+BATCH_BYTES = 2**18
+"""Of samples per forward pass: enough to keep the cores busy, little enough for any network."""
+
+
+def evaluate(job: Job) -> Manifest:
+    """Score the checkpoint and the baselines on every sample of the test split.
+
+    Raises:
+        TrainingError: The network's scores are not finite.
+    """
+    storage, world = FsspecStorage(job.store), World.alone()
+    shards = manifests.read(storage, job.inputs["shards"])
+    checkpoint = manifests.read(storage, job.inputs["checkpoint"])
+    network = build_network(job.spec.network, DataFacts.from_manifest(shards.facts), job.folder)
+    load_weights(network, checkpoint.file(WEIGHTS).read(storage))
+    objective = build_objective(job.spec.task)
+    test = Samples(storage, shards, "test")
+    samples = _score(network.to(world.device), objective, test, world)
+    if not np.isfinite(samples["loss"]).all():
+        raise TrainingError(
+            f"evaluate {job.pipeline} on {len(test)} test samples",
+            "the network returns NaN or infinite scores",
+            "Look at the training's loss curve and lower `train.learning_rate`",
+        )
+    records = _by_record(samples)
+    log(f"{objective.metric}: scored {len(test)} samples of {len(records['weight'])} records")
+    train = Samples(storage, shards, "train")
+    if isinstance(job.spec.task, LanguageModelTask):
+        found = _text_baselines(train, test)
+    else:
+        found = _class_baselines(train, test)
+    facts = _compare(objective, records, found) | {
+        "num_samples": len(test),
+        "num_records": len(records["weight"]),
+    }
+    return _describe(job, storage, {"shards": shards, "checkpoint": checkpoint}, facts, records)
+
+
+def _score(network: nn.Module, objective: Objective, test: Samples, world: World) -> Columns:
+    """Per sample: loss and metric sums, weight, and the record it belongs to."""
+    network.eval()
+    found: dict[str, list[npt.NDArray[Any]]] = {
+        "loss": [], "metric": [], "weight": [], "record": [],
+    }  # fmt: skip
+    with torch.inference_mode():
+        for columns in test.batches(max(1, BATCH_BYTES // test.sample_bytes)):
+            scores = objective.scores(network, to_batch(columns, world.device))
+            found["record"].append(columns["record"])
+            found["loss"].append(scores.loss_B.double().cpu().numpy())
+            found["metric"].append(scores.metric_B.double().cpu().numpy())
+            found["weight"].append(scores.weight_B.double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _by_record(samples: Columns) -> dict[str, Floats]:
+    """Sums over the samples of each record, records in stored order."""
+    starts = _record_starts(samples["record"])
+    return {name: np.add.reduceat(samples[name], starts) for name in ("loss", "metric", "weight")}
+
+
+def _record_starts(record: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """Where the samples of each record begin."""
+    return np.flatnonzero(np.concatenate([[True], record[1:] != record[:-1]]))
+
+
+def _compare(
+    objective: Objective, records: dict[str, Floats], found: dict[str, Floats]
+) -> dict[str, object]:
+    """The metric and, for each baseline, its value and the gain over it, all with intervals."""
+    sign = 1.0 if objective.higher_is_better else -1.0
+    weights = records["weight"]
+    return {
+        "metric": objective.metric,
+        "higher_is_better": objective.higher_is_better,
+        "estimate": ratio(records["metric"], weights).to_dict(),
+        "loss": ratio(records["loss"], weights).to_dict(),
+        "baselines": {
+            name: {
+                **ratio(sums, weights).to_dict(),
+                "gain": ratio(sign * (records["metric"] - sums), weights).to_dict(),
+            }
+            for name, sums in found.items()
+        },
+    }
+
+
+def _text_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
+    texts = list(_texts(test))
+    log("baselines: compressing the test split")
+    found = baselines.compressed_bits(texts)
+    log(f"baselines: counting n-grams of {baselines.NGRAM_CONTEXT + 1} bytes")
+    name = f"{baselines.NGRAM_CONTEXT + 1}-gram"
+    return found | {name: baselines.ngram_bits(list(_texts(train)), texts)}
+
+
+def _texts(samples: Samples) -> Iterator[bytes]:
+    """The records' texts, put together from their blocks."""
+    parts: list[bytes] = []
+    last = None
+    for columns in samples.batches(4096):
+        for tokens, length, record in zip(
+            columns["tokens"], columns["length"], columns["record"], strict=True
+        ):
+            if parts and record != last:
+                yield b"".join(parts)
+                parts = []
+            parts.append(tokens[:length].tobytes())
+            last = record
+    if parts:
+        yield b"".join(parts)
+
+
+def _class_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
+    seen, asked = _whole(train), _whole(test)
+    return {
+        "majority": baselines.majority_correct(seen["label"], asked["label"]),
+        "logistic-regression": baselines.logistic_correct(
+            seen["inputs"], seen["label"], asked["inputs"], asked["label"]
+        ),
+    }
+
+
+def _whole(samples: Samples) -> Columns:
+    batches = list(samples.batches(4096))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _describe(
+    job: Job,
+    storage: FsspecStorage,
+    inputs: dict[str, Manifest],
+    facts: dict[str, object],
+    records: dict[str, Floats],
+) -> Manifest:
+    folder = manifests.folder(job.pipeline, NOUN, job.key)
+    buffer = io.BytesIO()
+    columns = ("loss", "metric", "weight")
+    np.save(buffer, np.stack([records[name] for name in columns], axis=1), allow_pickle=False)
+    files = (
+        StoredFile.written(storage, f"{folder}/metrics.json", json.dumps(facts, indent=1).encode()),
+        StoredFile.written(storage, f"{folder}/records.npy", buffer.getvalue()),
+    )
+    digests = {noun: made.digest for noun, made in inputs.items()}
+    return Manifest(job.pipeline, NOUN, job.key, inputs=digests, files=files, facts=facts)

@@ -1,0 +1,1 @@
+"""The networks: small modules whose tensor names carry their shapes."""

@@ -1,0 +1,113 @@
+"""Build the network a spec names: one of ours, or the user's own class from her file."""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from millrace.errors import SpecError
+from millrace.frozen import unknown_key
+from millrace.models.conv import ConvNet
+from millrace.models.mlp import Mlp
+from millrace.models.ngram_copy import NgramCopy
+from millrace.models.source import source_path
+from millrace.spec import CustomNetwork, Network
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a network may need to know about its data."""
+
+    num_classes: int
+    """Outputs per position: classes, or 256 for bytes."""
+    shape: tuple[int, ...]
+    """One sample's shape: (channels, height, width), (features,) or (bytes,)."""
+    mean: float = 0.0
+    """Of the training inputs, for standardizing."""
+    deviation: float = 1.0
+    """Standard deviation of the training inputs."""
+
+    @classmethod
+    def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
+        """From the facts of a shards manifest."""
+        if "tokens" in facts["fields"]:
+            return cls(256, tuple(facts["fields"]["tokens"][1]))
+        shape = tuple(facts["fields"]["inputs"][1])
+        return cls(len(facts["classes"]), shape, facts["mean"], facts["deviation"])
+
+
+_BUILT_IN: dict[str, type[nn.Module]] = {"ngram_copy": NgramCopy, "conv": ConvNet, "mlp": Mlp}
+
+
+def build_network(spec: Network, facts: DataFacts, folder: str) -> nn.Module:
+    """The network with fresh weights from torch's current random state.
+
+    Args:
+        spec: Its name and fields.
+        facts: Of the data it is for.
+        folder: The pipeline's folder, where `file.py:Class` is looked for.
+
+    Raises:
+        SpecError: The user's file, class or a key of hers does not exist.
+    """
+    values = spec.model_dump(exclude={"name"})
+    if not isinstance(spec, CustomNetwork):
+        return _BUILT_IN[spec.name](facts, **values)
+    kind = _load_class(spec, folder)
+    _refuse_unknown(spec.name, kind, values)
+    network: nn.Module = kind(facts, **values)
+    return network
+
+
+def _load_class(spec: CustomNetwork, folder: str) -> type[nn.Module]:
+    path, class_name = source_path(spec, folder), spec.name.partition(":")[2]
+    module = _load_module(path)
+    kind = getattr(module, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        found = sorted(
+            key for key, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, nn.Module)
+        )  # fmt: skip
+        raise SpecError(
+            f"load the network {spec.name}",
+            f"{path} has no torch.nn.Module `{class_name}`",
+            f"It has: {', '.join(found) or 'none'}",
+        )
+    return kind
+
+
+def _load_module(path: Path) -> ModuleType:
+    """Import a file by its path, under a name that no other file can take."""
+    name = f"millrace_network_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, f"{path} is a Python file"
+    assert spec.loader is not None, f"{path} is a Python file"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # half of a module must not answer the next import
+        raise
+    return module
+
+
+def _refuse_unknown(name: str, kind: type[nn.Module], values: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known: Sequence[str] = [parameter.name for parameter in parameters][2:]  # self, facts
+    for key in values:
+        if key not in known:
+            raise SpecError(
+                f"build the network {name}", unknown_key(key, known), "Correct `network`"
+            )

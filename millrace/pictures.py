@@ -1,0 +1,172 @@
+"""Small pictures as SVG: lines, bars and intervals, drawn from plain numbers."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
+COLORS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626")
+QUIET, INK = "#94a3b8", "#1e293b"
+Points = Sequence[tuple[float, float]]
+
+
+def markdown(svg: str, title: str) -> str:
+    """A picture as Markdown that the Dagster UI shows."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f"![{title}](data:image/svg+xml;base64,{data})"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values laid along a stretch of pixels."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Pixel of a value."""
+        low, high, value = (self._scaled(x) for x in (self.low, self.high, value))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values, about five of them."""
+        span = self.high - self.low
+        if span <= 0 or not math.isfinite(span):
+            return [self.low]
+        if self.log:
+            exponents = range(
+                math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1
+            )
+            marks = [10.0**e * m for e in exponents for m in (1, 2, 5)]
+            return [mark for mark in marks if self.low <= mark <= self.high][:8]
+        step = 10 ** math.floor(math.log10(span / 4))
+        while span / step > 6:
+            step *= 2 if round(step / 10 ** math.floor(math.log10(step))) != 2 else 2.5
+        first = math.ceil(self.low / step)
+        return [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+    dots: frozenset[str] = frozenset(),
+) -> str:
+    """Lines over a common x axis; the series named in `dots` are drawn as points."""
+    series = {
+        name: [point for point in line if all(map(math.isfinite, point))]
+        for name, line in series.items()
+    }
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return _frame(title, [_text(WIDTH / 2, HEIGHT / 2, "nothing to show", anchor="middle")])
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    log_y = log_y and min(ys) > 0
+    margin = 0 if log_y else 0.05 * (max(ys) - min(ys) or 1.0)
+    x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    y_axis = Axis(min(ys) - margin, max(ys) + margin, HEIGHT - BOTTOM, TOP, log_y)
+    parts = _axes(x_axis, y_axis, x_label, y_label)
+    for i, (name, line) in enumerate(series.items()):
+        color = COLORS[i % len(COLORS)]
+        spots = [(x_axis.place(x), y_axis.place(y)) for x, y in line]
+        if name in dots:
+            parts += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in spots
+            ]
+        else:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+            )
+        parts.append(_text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), name, anchor="end", color=color))
+    return _frame(title, parts)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A labelled value, with the ends of its interval where it has one."""
+
+    label: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    strong: bool = False
+
+
+def bar_chart(title: str, bars: Sequence[Bar], *, unit: str) -> str:
+    """Horizontal bars with their values and intervals."""
+    left, row = 150, 26
+    height = TOP + row * len(bars) + BOTTOM - 12
+    tops = [bar.high if math.isfinite(bar.high) else bar.value for bar in bars]
+    axis = Axis(0, max([*tops, 1e-12]) * 1.02, left, WIDTH - 110)
+    parts = []
+    for i, bar in enumerate(bars):
+        y, end = TOP + row * i, axis.place(bar.value)
+        color = COLORS[0] if bar.strong else QUIET
+        parts.append(
+            f'<rect x="{left}" y="{y}" width="{max(0, end - left):.1f}" height="16" '
+            f'fill="{color}"/>'
+        )
+        shown = f"{bar.value:,.4g}" if bar.value < 1000 else f"{bar.value:,.0f}"
+        if math.isfinite(bar.low):
+            low, high = axis.place(bar.low), axis.place(bar.high)
+            parts.append(
+                f'<path d="M{low:.1f} {y + 8}H{high:.1f}M{low:.1f} {y + 4}v8M{high:.1f} {y + 4}v8" '
+                f'stroke="{INK}" stroke-width="1.5" fill="none"/>'
+            )
+            end = max(end, high)
+        parts.append(_text(left - 8, y + 12, bar.label, anchor="end"))
+        parts.append(_text(end + 6, y + 12, shown))
+    parts.append(_text((left + WIDTH - 110) / 2, height - 8, unit, anchor="middle", color=QUIET))
+    return _frame(title, parts, height)
+
+
+def _axes(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:
+    below = HEIGHT - BOTTOM + 16
+    parts = [
+        _text(x_axis.place(tick), below, f"{tick:g}", anchor="middle") for tick in x_axis.ticks()
+    ]
+    for tick in y_axis.ticks():
+        y = y_axis.place(tick)
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e2e8f0"/>')
+        parts.append(_text(LEFT - 6, y + 4, f"{tick:.4g}", anchor="end"))
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 8, x_label, anchor="middle", color=QUIET))
+    parts.append(_text(10, TOP - 8, y_label, color=QUIET))
+    return parts
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", color: str = INK) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="{color}">{_escaped(text)}</text>'
+
+
+def _escaped(text: str) -> str:
+    """Fit for XML, which has no form for control characters and lone surrogates."""
+    return escape("".join(c if c.isprintable() else "\ufffd" for c in text))
+
+
+def _frame(title: str, parts: Sequence[str], height: float = HEIGHT) -> str:
+    return "".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+            f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11">',
+            f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+            f'<text x="{WIDTH / 2}" y="16" text-anchor="middle" font-size="13" '
+            f'font-weight="bold" fill="{INK}">{_escaped(title)}</text>',
+            *parts,
+            "</svg>",
+        ]
+    )

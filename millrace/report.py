@@ -1,0 +1,130 @@
+"""Report what a pipeline has made, how good it is and what it took: `python -m millrace report`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from millrace import manifest as manifests
+from millrace.errors import NotFoundError
+from millrace.manifest import Manifest
+from millrace.storage import FsspecStorage, default_store
+
+NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; the exit status. The last line is one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m millrace report",
+        description="What a pipeline has made, where, how good, in what time and for what money.",
+    )
+    parser.add_argument("pipeline")
+    parser.add_argument("--store", default=default_store(), help="default: %(default)s")
+    asked = parser.parse_args(arguments)
+    found = collect(asked.store, asked.pipeline)
+    sys.stdout.write(as_text(found) + "\n" + json.dumps(found) + "\n")
+    return 0
+
+
+def collect(store: str, pipeline: str) -> dict[str, Any]:
+    """The report as plain values.
+
+    Raises:
+        NotFoundError: The pipeline has made nothing in this store.
+    """
+    storage = FsspecStorage(store)
+    made: dict[str, Manifest] = {}
+    for noun in NOUNS:
+        try:
+            made[noun] = manifests.current(storage, pipeline, noun)
+        except NotFoundError:
+            continue
+    if not made:
+        raise NotFoundError(
+            f"report on {pipeline} in {store}",
+            "nothing has been made",
+            f"Run: dagster asset materialize -m pipelines --select 'group:\"{pipeline}\"'",
+        )
+    steps = {
+        noun: {
+            "seconds": round(manifest.seconds, 2),
+            "usd": round(manifest.usd, 6),
+            "num_bytes": manifest.num_bytes,
+            "where": f"{store}/{manifest.folder}",
+            "facts": summarize(noun, manifest),
+        }
+        for noun, manifest in made.items()
+    }
+    return {
+        "pipeline": pipeline,
+        "store": store,
+        "steps": steps,
+        "quality": _quality(made.get("evaluation")),
+        "released": "release" in made,
+        "seconds": round(sum(manifest.seconds for manifest in made.values()), 2),
+        "usd": round(sum(manifest.usd for manifest in made.values()), 6),
+    }
+
+
+def summarize(noun: str, manifest: Manifest) -> str:
+    """One line on what a step made."""
+    facts = manifest.facts
+    if noun == "source_files":
+        return (
+            f"{len(facts['files'])} files, {facts['num_bytes'] / 1e6:.1f} MB, "
+            f"{facts['num_records']} records, {facts['num_rejected']} rejected"
+        )
+    if noun == "shards":
+        raw = sum(split["raw_bytes"] for split in facts["splits"].values())
+        return (
+            f"{len(facts['shards'])} shards, {manifest.num_bytes / 1e6:.1f} MB, "
+            f"ratio {raw / max(1, manifest.num_bytes):.2f}, "
+            f"{facts['num_duplicates']} duplicates dropped"
+        )
+    if noun == "study":
+        pruned = sum(trial["state"] == "PRUNED" for trial in facts["trials"])
+        return f"{len(facts['trials'])} trials ({pruned} pruned), best {facts['best_values']}"
+    if noun == "checkpoint":
+        return (
+            f"{facts['parameters']:,} parameters, {facts['steps']} steps on "
+            f"{facts['train']['ranks']} ranks, "
+            f"{manifest.measured['samples_per_second']:.1f} samples/s"
+        )
+    if noun == "evaluation":
+        estimate = facts["estimate"]
+        return (
+            f"{facts['metric']} {estimate['value']:.4f} "
+            f"[{estimate['low']:.4f}, {estimate['high']:.4f}]"
+        )
+    return str(facts["verdict"])
+
+
+def _quality(evaluation: Manifest | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    facts = evaluation.facts
+    baselines = {name: value["value"] for name, value in facts["baselines"].items()}
+    return {"metric": facts["metric"], **facts["estimate"], "baselines": baselines}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The report for a person."""
+    lines = [f"{found['pipeline']}, in {found['store']}", ""]
+    for noun, step in found["steps"].items():
+        lines.append(f"  {noun:<13}{step['seconds']:>8.1f} s  ${step['usd']:<9.5f} {step['facts']}")
+    lines.append(f"  {'together':<13}{found['seconds']:>8.1f} s  ${found['usd']:.5f}")
+    if quality := found["quality"]:
+        spread = f"[{quality['low']:.4f}, {quality['high']:.4f}]"
+        lines += ["", f"  {quality['metric']} on held-out records, with its 95 % interval"]
+        lines.append(f"    {'this model':<22}{quality['value']:.4f} {spread}")
+        lines += [f"    {name:<22}{value:.4f}" for name, value in quality["baselines"].items()]
+    lines += [
+        "",
+        f"  released: {'yes' if found['released'] else 'no'}",
+        f"  ask it:   python -m millrace predict {found['pipeline']} --help",
+        "  see it:   make ui, then http://127.0.0.1:3000/locations/pipelines/asset-groups/"
+        f"{found['pipeline']}",
+    ]
+    return "\n".join(lines)

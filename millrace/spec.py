@@ -1,0 +1,400 @@
+"""Frozen descriptions of every run: what a pipeline's YAML says, checked where it is built."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from millrace.frozen import (
+    Fraction,
+    Frozen,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Scalar,
+    unknown_key,
+)
+
+
+def sentences(error: ValidationError) -> list[str]:
+    """What a validation found wrong, a sentence each, led by the key where it was found."""
+    return [sentence for _, sentence in located_sentences(error)]
+
+
+def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
+    """What a validation found wrong: where, as keys from the root, and the sentence."""
+    found = []
+    for line in error.errors():
+        where = tuple(part for part in line["loc"] if part not in _TAGS)
+        what = line["msg"].removeprefix("Value error, ")
+        name = ".".join(map(str, where))
+        sentence = f"{name}: {what}" if where else what
+        if line["type"] == "unknown_key":
+            where = (*where, line["ctx"]["key"])
+        found.append((where, sentence))
+    return found
+
+
+_TAGS = {
+    "ngram_copy",
+    "conv",
+    "mlp",
+    "custom",
+    "range",
+    "choices",
+    "language_model",
+    "classification",
+}
+
+
+class SourceSpec(Frozen):
+    """Which files hold the records and how to read them."""
+
+    url: str
+    """A file, folder or glob: any fsspec URL, a path relative to the pipeline's folder,
+    `stdlib://GLOB` (the running interpreter's library) or `package://NAME/GLOB`."""
+    exclude: tuple[str, ...] = ()
+    """Globs of paths to leave out, matched against the path below the url's fixed part."""
+    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta"] = "auto"
+    """`auto` goes by the extension; compression (gz, zst) is told by the first bytes."""
+    records: Literal["line", "file"] = "line"
+    """Text only: whether a line (ended by LF) or a whole file is one record."""
+    encoding: str = "utf-8"
+    """Of text, JSONL and CSV; a byte-order mark overrules it."""
+    header: bool = True
+    """CSV only: whether the first row names the columns; else they are named 0, 1, 2, ..."""
+    max_record_bytes: PositiveInt = 16 * 2**20
+    """A longer record is an error that names the file."""
+    max_rejected: Fraction = 0.05
+    """The largest share of records that may be rejected before the whole step fails."""
+
+    @model_validator(mode="after")
+    def _know_the_encoding(self) -> "SourceSpec":
+        try:
+            "".encode(self.encoding)
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"encoding: `{self.encoding}` is no text encoding of Python's; "
+                "common ones are utf-8, latin-1, cp1252, utf-16"
+            ) from None
+        return self
+
+
+class LanguageModelTask(Frozen):
+    """Predict each byte of a text from the bytes before it."""
+
+    kind: Literal["language_model"]
+    text: str = "text"
+    """The record's field that holds the text (`sequence` for FASTA)."""
+    block_bytes: PositiveInt = 1024
+    """Bytes per sample: a text is cut into blocks of this length."""
+
+
+class ClassificationTask(Frozen):
+    """Predict a record's label from its numbers or its image."""
+
+    kind: Literal["classification"]
+    label: str = "label"
+    """The record's field that holds the class; an image's label is its folder's name."""
+    inputs: tuple[str, ...] = ()
+    """The record's numeric fields; empty means the image, or all but the label in the natural order
+    of their names (`x2` before `x10`), whatever their order in the file."""
+    shape: tuple[PositiveInt, ...]
+    """Shape of one sample, channels first for images: the fields are laid out in this order."""
+
+
+Task = Annotated[LanguageModelTask | ClassificationTask, Field(discriminator="kind")]
+
+
+class SplitSpec(Frozen):
+    """Shares of the records held out, decided by a hash of each record's content."""
+
+    validation: Fraction = 0.1
+    """Share of the records that the study and training may look at."""
+    test: Fraction = 0.1
+    """Share of the records that only the evaluation sees."""
+    seed: NonNegativeInt = 0
+    """Another seed draws other splits."""
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> "SplitSpec":
+        if self.validation + self.test >= 1 or 0 in (self.validation, self.test):
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) must both be above 0 "
+                "and leave records to train on"
+            )
+        return self
+
+
+class ShardsSpec(Frozen):
+    """How samples are laid out on the store."""
+
+    level: Annotated[int, Field(ge=1, le=22)] = 3
+    """zstd level."""
+    frame_bytes: PositiveInt = 2**20
+    """Raw bytes in a frame, the unit that is fetched, verified and decoded alone."""
+    shard_bytes: PositiveInt = 64 * 2**20
+    """Raw bytes in a shard."""
+    unit_bytes: PositiveInt = 16 * 2**20
+    """Source bytes packed together: what is packed again when one of its files changes."""
+
+
+class NgramCopyNetwork(Frozen):
+    """Language model over bytes: hashed n-grams, and copying from its own context."""
+
+    name: Literal["ngram_copy"]
+    width: PositiveInt = 64
+    """Channels."""
+    table_bits: Annotated[int, Field(ge=8, le=24)] = 14
+    """Each n-gram order hashes into 2**table_bits rows."""
+
+
+class ConvNetwork(Frozen):
+    """Small convolutional classifier of images."""
+
+    name: Literal["conv"]
+    width: PositiveInt = 32
+    """Channels of the first convolution; the second has twice as many."""
+    dropout: Fraction = 0.1
+    """Share of the features dropped before the last layer while training."""
+
+
+class MlpNetwork(Frozen):
+    """Fully connected classifier of flat numbers."""
+
+    name: Literal["mlp"]
+    width: PositiveInt = 128
+    """Units of each hidden layer."""
+    depth: PositiveInt = 2
+    """Hidden layers."""
+    dropout: Fraction = 0.1
+    """Share of the units dropped while training."""
+
+
+class CustomNetwork(BaseModel):
+    """The user's own `torch.nn.Module`: further keys are handed to its constructor."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w./-]+\.py:\w+$")]
+    """`file.py:Class`, the file lying beside the pipeline's defs.yaml."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that holds the class."""
+        return self.name.partition(":")[0]
+
+
+def _network_tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return "custom" if ":" in str(name) else str(name)
+
+
+Network = Annotated[
+    Annotated[NgramCopyNetwork, Tag("ngram_copy")]
+    | Annotated[ConvNetwork, Tag("conv")]
+    | Annotated[MlpNetwork, Tag("mlp")]
+    | Annotated[CustomNetwork, Tag("custom")],
+    Discriminator(
+        _network_tag,
+        custom_error_type="unknown_network",
+        custom_error_message=(
+            "`name` must be ngram_copy, conv, mlp, or file.py:Class for your own network"
+        ),
+    ),
+]
+
+
+class TrainSpec(Frozen):
+    """One training: how long, how fast, on how many ranks."""
+
+    steps: PositiveInt
+    """Optimizer updates."""
+    batch: PositiveInt
+    """Samples per step, over all ranks."""
+    ranks: PositiveInt = 2
+    """Data-parallel processes; must divide the batch."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of matrices; vectors and embeddings are not decayed."""
+    warmup: Fraction = 0.1
+    """Share of the steps in which the rate rises; it then falls to 0 along a cosine."""
+    clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    seed: NonNegativeInt = 0
+    """Of the initial weights, the order of samples and dropout."""
+    checkpoint_every: PositiveInt = 100
+    """Steps between checkpoints."""
+    validate_every: PositiveInt = 100
+    """Steps between looks at the validation split."""
+    validate_samples: PositiveInt = 512
+    """Samples of the validation split to look at, the first ones."""
+
+    @model_validator(mode="after")
+    def _share_the_batch_evenly(self) -> "TrainSpec":
+        if self.batch % self.ranks:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of ranks ({self.ranks})")
+        return self
+
+
+class Range(Frozen):
+    """Numbers from `low` to `high`; whole numbers when both ends are."""
+
+    low: float | int
+    high: float | int
+    log: bool = False
+    """Whether equal ratios, not equal differences, are equally likely."""
+
+    @model_validator(mode="after")
+    def _hold_more_than_one_number(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a log range must start above 0, not at {self.low}")
+        return self
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether the value lies in the range."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+class Choices(Frozen):
+    """One of the listed values."""
+
+    choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether the value is one of the choices."""
+        return value in self.choices
+
+
+def _values_tag(value: Any) -> str:
+    has_choices = "choices" in value if isinstance(value, Mapping) else isinstance(value, Choices)
+    return "choices" if has_choices else "range"
+
+
+Values = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+    Discriminator(_values_tag),
+]
+
+
+class SearchSpec(Frozen):
+    """The Optuna study: what may vary, how many trials, how long each trains."""
+
+    space: Annotated[dict[str, Values], Field(min_length=1)]
+    """Field path (`train.learning_rate`, `network.width`) to the values it may take."""
+    trials: PositiveInt = 12
+    """Trials in all; the first is the spec as written."""
+    steps: Annotated[int, Field(ge=9)] = 90
+    """Steps of a trial that is never pruned; the first two rungs are a ninth and a third."""
+    together: PositiveInt = 4
+    """Trials asked for at once: a larger number keeps more workers busy, a smaller one lets
+    each trial learn from more of the earlier ones. Results depend on it, not on `workers`."""
+    workers: PositiveInt = 2
+    """Warm processes that train the trials."""
+    seed: NonNegativeInt = 0
+    """Of the sampler."""
+
+
+class GateSpec(Frozen):
+    """What a checkpoint must show on the test split to become a release."""
+
+    beats: tuple[str, ...] = ()
+    """Baselines that the metric's interval must lie clear of; empty means the task's own."""
+    bar: float | Literal["none"] = "none"
+    """Value of the metric that its whole interval must reach."""
+
+
+class PipelineSpec(Frozen):
+    """Everything a pipeline's defs.yaml says."""
+
+    description: str = ""
+    """Shown on the group's assets in the UI."""
+    source: SourceSpec
+    task: Task
+    split: SplitSpec = SplitSpec()
+    shards: ShardsSpec = ShardsSpec()
+    network: Network
+    train: TrainSpec
+    search: SearchSpec
+    gate: GateSpec = GateSpec()
+    schedule: str = ""
+    """A cron line (`0 2 * * *`): when to run the whole pipeline; empty means by hand."""
+    watch: bool = False
+    """Whether the sensor that starts a run when source files change is on from the start."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "PipelineSpec":
+        name, kind = self.network.name, self.task.kind
+        if name == "ngram_copy" and kind != "language_model":
+            raise ValueError(f"network {name} needs task language_model, not {kind}")
+        if name in ("conv", "mlp") and kind != "classification":
+            raise ValueError(f"network {name} needs task classification, not {kind}")
+        if isinstance(self.task, ClassificationTask):
+            shape = list(self.task.shape)
+            if name == "conv" and len(shape) != 3:
+                raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
+        defaults = self.values_at(self.search.space)
+        for path, values in self.search.space.items():
+            if not values.holds(defaults[path]):
+                raise ValueError(
+                    f"search.space `{path}`: the default {defaults[path]} lies outside it; "
+                    "the first trial is the spec as written"
+                )
+            ends = values.choices if isinstance(values, Choices) else (values.low, values.high)
+            for end in ends:
+                try:
+                    _replaced(self, {path: end})
+                except ValueError as error:
+                    raise ValueError(f"search.space `{path}`: value {end}: {error}") from None
+        return self
+
+    def values_at(self, paths: Iterable[str]) -> dict[str, Scalar]:
+        """The spec's own value of each field path."""
+        parts = {"network": self.network.model_dump(), "train": self.train.model_dump()}
+        found: dict[str, Scalar] = {}
+        for path in paths:
+            part, _, field = path.partition(".")
+            if field not in parts.get(part, {}):
+                raise ValueError(f"search.space: {unknown_key(path, _searchable(self))}")
+            found[path] = parts[part][field]
+        return found
+
+    def with_values(self, values: Mapping[str, Scalar]) -> "PipelineSpec":
+        """A copy with the fields at these paths (`train.learning_rate`) changed, checked anew."""
+        return self.with_parts(_replaced(self, values))
+
+    def with_parts(self, parts: Mapping[str, Any]) -> "PipelineSpec":
+        """A copy with whole parts (`network`, `train`) replaced by these values, checked anew."""
+        return PipelineSpec.model_validate(self.model_dump() | dict(parts))
+
+
+def _replaced(spec: PipelineSpec, values: Mapping[str, Scalar]) -> dict[str, Any]:
+    """The dumped `network` and `train` of `spec` with `values` put in, each valid by itself."""
+    parts = {"network": spec.network.model_dump(), "train": spec.train.model_dump()}
+    for path, value in values.items():
+        part, _, field = path.partition(".")
+        if part not in parts or not field or "." in field:
+            raise ValueError(unknown_key(path, _searchable(spec)))
+        parts[part][field] = value
+    try:
+        type(spec.network).model_validate(parts["network"])
+        TrainSpec.model_validate(parts["train"])
+    except ValidationError as error:
+        raise ValueError("; ".join(sentences(error))) from None
+    return parts
+
+
+def _searchable(spec: PipelineSpec) -> list[str]:
+    train = [f"train.{field}" for field in TrainSpec.model_fields]
+    return train + [f"network.{field}" for field in spec.network.model_dump()]

@@ -1,0 +1,1 @@
+"""The training plane: ranks that stream shards, step together and lose nothing."""

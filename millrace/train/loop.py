@@ -1,0 +1,194 @@
+"""The training loop: stream, forward, backward, update, and now and then look and save.
+
+Trainer.run_to(step) --> batches of the stream --> updates
+                     --> every so often: the curve, the validation loss, a checkpoint
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from millrace.data.stream import Samples, Stream
+from millrace.errors import StorageError, TrainingError
+from millrace.job import Job
+from millrace.manifest import Manifest
+from millrace.models.build import DataFacts, build_network
+from millrace.storage import Storage
+from millrace.train.checkpoint import Checkpoints, Place
+from millrace.train.objective import build_objective, mean_loss, to_batch
+from millrace.train.optim import build_optimizer, learning_rate, set_learning_rate
+from millrace.train.world import World
+
+CURVE_POINTS = 100
+
+Point = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits training looks at; trainings in one process can share it."""
+
+    train: Samples
+    validation: Samples
+    facts: DataFacts
+    weight_per_sample: float
+    """What a sample's loss is divided by: the bytes of a block, else 1."""
+
+    @classmethod
+    def load(cls, storage: Storage, shards: Manifest) -> "TrainingData":
+        """From a shards manifest."""
+        tokens = shards.facts["fields"].get("tokens")
+        return cls(
+            Samples(storage, shards, "train"),
+            Samples(storage, shards, "validation"),
+            DataFacts.from_manifest(shards.facts),
+            float(tokens[1][0]) if tokens else 1.0,
+        )
+
+
+class Trainer:
+    """One training: network, optimizer, stream and the number of updates done.
+
+    Args:
+        job: What to train.
+        data: The splits.
+        world: This process among the ranks.
+        steps: Updates the schedule is laid out for, where that is not the spec's own number.
+    """
+
+    def __init__(self, job: Job, data: TrainingData, world: World, *, steps: int = 0) -> None:
+        spec = job.spec.train
+        self._spec, self._world = spec, world
+        self.steps = steps or spec.steps
+        self.step = 0
+        self.curve: list[Point] = []
+        self._objective = build_objective(job.spec.task)
+        self._data = data
+        torch.manual_seed(spec.seed)
+        self.network = build_network(job.spec.network, data.facts, job.folder).to(world.device)
+        self.optimizer = build_optimizer(self.network, spec)
+        self._replica = DistributedDataParallel(self.network) if world.size > 1 else self.network
+        self._stream = Stream(
+            data.train,
+            spec.batch,
+            seed=spec.seed,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        self._curve_every = max(1, self.steps // CURVE_POINTS)
+        self._recent = torch.zeros(2, dtype=torch.float64, device=world.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return self._world.device
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Take up the newest checkpoint, if there is one.
+
+        Raises:
+            StorageError: Not every rank found the same one.
+        """
+        place = checkpoints.resume(self.network, self.optimizer)
+        steps = self._world.rows(torch.tensor([place.step], device=self._world.device))
+        if (steps != place.step).any():
+            raise StorageError(
+                "resume from the newest checkpoint",
+                f"the ranks found those of steps {sorted(steps.flatten().tolist())}",
+                "Run it again: the store answered some ranks and not others",
+            )
+        self.step, self.curve = place.step, place.curve
+        recent = self._recent.new_tensor(place.recent)
+        if len(recent) == self._world.size:
+            self._recent = recent[self._world.rank]
+        elif len(recent) and self._world.is_first:  # other ranks than then: the sum is the same
+            self._recent = recent.sum(0)
+
+    def place(self) -> Place:
+        """Where the training stands, for a checkpoint; every rank must ask.
+
+        Raises:
+            TrainingError: The loss since the last point of the curve is no finite number.
+        """
+        recent = self._world.rows(self._recent)
+        self._refuse_nonfinite(recent[:, 0].sum().item(), "loss")
+        return Place(self.step, self.curve, recent.tolist())
+
+    def run_to(self, step: int, after_step: Callable[[], None] = lambda: None) -> None:
+        """Update until `step` updates are done, calling `after_step` after each.
+
+        Raises:
+            TrainingError: The loss is no finite number.
+        """
+        self._stream.seek(self.step)
+        while self.step < step:
+            self._update()
+            if self.step % self._curve_every == 0 or self.step == step:
+                self._extend_curve()
+            after_step()
+
+    def _update(self) -> None:
+        # The random state is a function of the step, so that a resumed run draws the same dropout.
+        seed = np.random.SeedSequence([self._spec.seed, self.step, self._world.rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        batch = to_batch(next(self._stream), self._world.device)
+        self.network.train()
+        scores = self._objective.scores(self._replica, batch)
+        share = self._spec.batch // self._world.size
+        mean_loss(scores, share, self._data.weight_per_sample).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        nn.utils.clip_grad_norm_(self.network.parameters(), self._spec.clip)
+        set_learning_rate(self.optimizer, learning_rate(self.step, self._spec, self.steps))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._recent += torch.stack([scores.loss_B.detach().sum(), scores.weight_B.sum()])
+        self.step += 1
+
+    def _extend_curve(self) -> None:
+        """Add the mean loss since the last point; the one place where the device is waited for."""
+        loss, weight = self._world.sum(self._recent).tolist()
+        self._recent.zero_()
+        self._refuse_nonfinite(loss / weight, "loss")
+        self.curve.append({"step": self.step, "train_loss": loss / weight})
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss in nats and the metric on the first samples of the validation split."""
+        self.network.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self._world.device)
+        seen, size = 0, max(1, self._spec.batch // self._world.size)
+        with torch.inference_mode():
+            for number, columns in enumerate(self._data.validation.batches(size)):
+                if seen >= self._spec.validate_samples:
+                    break
+                # Cut to the very number, or the world size would decide which samples are seen.
+                few = {
+                    name: part[: self._spec.validate_samples - seen]
+                    for name, part in columns.items()
+                }
+                seen += len(few["record"])
+                if number % self._world.size != self._world.rank:
+                    continue
+                scores = self._objective.scores(self.network, to_batch(few, self._world.device))
+                for i, part in enumerate((scores.loss_B, scores.metric_B, scores.weight_B)):
+                    sums[i] += part.sum()
+        loss, metric, weight = self._world.sum(sums).tolist()
+        self._refuse_nonfinite(loss / weight, "validation loss")
+        found = {"validation_loss": loss / weight, self._objective.metric: metric / weight}
+        self.curve.append({"step": self.step, **found})
+        return found
+
+    def close(self) -> None:
+        """Stop the stream's threads."""
+        self._stream.close()
+
+    def _refuse_nonfinite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"train to step {self.step} of {self.steps}",
+                f"the {what} is {value}",
+                "Lower `train.learning_rate`, check the network, or look for extreme inputs",
+            )

@@ -1,0 +1,86 @@
+"""What a task minimizes and how its quality is measured."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from millrace.data.fields import Columns
+from millrace.spec import LanguageModelTask, Task
+
+Batch = dict[str, Tensor]
+
+
+def to_batch(columns: Columns, device: torch.device) -> Batch:
+    """The tensors of a batch; record ids are left out, torch has no arithmetic for them."""
+    return {
+        name: torch.from_numpy(np.require(column, requirements="W")).to(device, non_blocking=True)
+        for name, column in columns.items()
+        if name != "record"
+    }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per sample: loss in nats, what the metric adds up, and the weight both are divided by."""
+
+    loss_B: Tensor  # noqa: N815  tensor names carry a shape suffix
+    metric_B: Tensor  # noqa: N815  tensor names carry a shape suffix
+    weight_B: Tensor  # noqa: N815  tensor names carry a shape suffix
+
+
+class Objective(Protocol):
+    """A task's loss and metric."""
+
+    metric: str
+    higher_is_better: bool
+
+    def scores(self, network: nn.Module, batch: Batch) -> Scores:
+        """Scores of each sample; differentiable in `loss_B`."""
+
+
+def build_objective(task: Task) -> Objective:
+    """The objective of a task."""
+    return _NextByte() if isinstance(task, LanguageModelTask) else _Classification()
+
+
+def mean_loss(scores: Scores, samples: int, weight_per_sample: float) -> Tensor:
+    """Loss to differentiate: the sum over this rank's samples by a constant.
+
+    The constant, not the sum of the weights, keeps a step the same on any world size.
+    """
+    return scores.loss_B.sum() / (samples * weight_per_sample)
+
+
+class _NextByte:
+    """Cross-entropy of each byte given those before it in its block; bits per byte."""
+
+    metric = "bits_per_byte"
+    higher_is_better = False
+
+    def scores(self, network: nn.Module, batch: Batch) -> Scores:
+        tokens_BT, length_B = batch["tokens"], batch["length"].long()
+        logits_BTV: Tensor = network(tokens_BT)
+        nats_BT = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), tokens_BT.flatten().long(), reduction="none"
+        ).view(tokens_BT.shape)
+        position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        loss_B = (nats_BT * (position_T < length_B[:, None])).sum(1)
+        return Scores(loss_B, loss_B.detach() / math.log(2), length_B.to(loss_B.dtype))
+
+
+class _Classification:
+    """Cross-entropy of the label; accuracy."""
+
+    metric = "accuracy"
+    higher_is_better = True
+
+    def scores(self, network: nn.Module, batch: Batch) -> Scores:
+        logits_BK: Tensor = network(batch["inputs"])
+        loss_B = F.cross_entropy(logits_BK.float(), batch["label"], reduction="none")
+        right_B = (logits_BK.argmax(1) == batch["label"]).to(loss_B.dtype)
+        return Scores(loss_B, right_B, torch.ones_like(right_B))

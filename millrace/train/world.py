@@ -1,0 +1,73 @@
+"""The ranks of one training: who this process is, on which device, and how they add up."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls) -> "World":
+        """Join the process group torch elastic describes in the environment.
+
+        nccl where every rank on this machine has a GPU of its own, else gloo on CPU with the
+        cores shared out.
+        """
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if torch.cuda.device_count() >= local_size:
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        else:
+            device = torch.device("cpu")
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        return cls(rank, size, device)
+
+    @classmethod
+    def alone(cls, threads: int = 0) -> "World":
+        """One rank without a process group; `threads` 0 leaves torch's own choice."""
+        if threads:
+            torch.set_num_threads(threads)
+        return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, on every rank; exact for equal inputs in any order."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def rows(self, values: Tensor) -> Tensor:
+        """The values of all ranks, a row for each in their order, on every rank."""
+        rows = torch.zeros(self.size, *values.shape, dtype=values.dtype, device=values.device)
+        rows[self.rank] = values
+        return self.sum(rows)
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Leave the process group."""
+        if self.size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""The tuning plane: one coordinator owns the study, warm workers train its trials."""

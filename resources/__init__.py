@@ -1,0 +1,1 @@
+"""What the pipelines talk to: the store, and the machine that computes."""

@@ -1,0 +1,30 @@
+"""The machine that steps run on: starts their processes, follows them, knows their price."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from millrace.cost import Prices
+from millrace.job import Job
+from millrace.launch import follow
+
+
+class Compute(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's own idiom
+    """This machine."""
+
+    work: str
+    """Local folder for what need not outlive the machine: studies, scratch."""
+    machine: str = "local"
+    """Its kind in the price file."""
+    price_file: str = str(Path(__file__).with_name("prices.yaml"))
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Price of this machine."""
+        return Prices.read(Path(self.price_file)).usd_per_hour(self.machine)
+
+    def run(self, verb: str, job: Job) -> Iterator[dict[str, Any]]:
+        """Run a step in processes of its own and yield its events."""
+        return follow(verb, job)

@@ -1,0 +1,15 @@
+"""The store: one URL under which every manifest, shard, checkpoint and release lies."""
+
+import dagster as dg
+
+from millrace.storage import FsspecStorage
+
+
+class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's own idiom
+    """A local folder, `s3://`, `gs://` or `abfs://`; keys come from the environment."""
+
+    url: str
+
+    def open(self) -> FsspecStorage:
+        """The engine's storage on this URL."""
+        return FsspecStorage(self.url)

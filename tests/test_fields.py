@@ -1,0 +1,165 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from millrace.data.fields import LabelIndex, UnusableRecordError, Value, build_encoder
+from millrace.errors import SourceError
+from millrace.spec import ClassificationTask, LanguageModelTask
+
+
+def text_encoder(block_bytes: int = 4) -> Any:
+    return build_encoder(LanguageModelTask(kind="language_model", block_bytes=block_bytes))
+
+
+def array_encoder(*shape: int, inputs: tuple[str, ...] = ()) -> Any:
+    return build_encoder(ClassificationTask(kind="classification", shape=shape, inputs=inputs))
+
+
+def png(size: tuple[int, int], mode: str = "RGB", color: Any = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@given(st.lists(st.text(max_size=40), max_size=8), st.integers(1, 20))
+def test_the_blocks_of_a_text_joined_are_the_text(texts: list[str], block_bytes: int) -> None:
+    encoder = text_encoder(block_bytes)
+    values = [encoder.extract({"text": text}) for text in texts]
+
+    columns = encoder.samples(values, LabelIndex())
+
+    kept = np.arange(block_bytes) < columns["length"][:, None]
+    assert columns["tokens"][kept].tobytes() == "".join(texts).encode()
+    assert not columns["tokens"][~kept].any()
+    assert all(0 < length <= block_bytes for length in columns["length"])
+
+
+def test_an_empty_text_has_no_samples_and_changes_no_other() -> None:
+    encoder = text_encoder()
+    values = [encoder.extract({"text": text}) for text in ("", "abcde", "", "fg", "")]
+
+    columns = encoder.samples(values, LabelIndex())
+
+    assert columns["length"].tolist() == [4, 1, 2]
+    assert columns["record"].tolist() == [values[1].split_id] * 2 + [values[3].split_id]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"body": "x", "id": 1}, "no field `text`; the record has body, id"),
+        ({}, "no field `text`; the record has none"),
+        ({"text": None}, "field `text` is null"),
+        ({"text": 3}, "field `text` is int, text is needed"),
+        ({"text": b"x"}, "field `text` is bytes, text is needed"),
+        ({"text": "\ud800"}, "field `text` is not valid text"),
+    ],
+)
+def test_a_record_without_usable_text_says_why(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRecordError, match=reason):
+        text_encoder().extract(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"a": 1, "b": 2}, "no field `label`"),
+        ({"a": 1, "b": 2, "label": None}, "field `label` is null"),
+        ({"a": 1, "b": 2, "label": ""}, "field `label` is '', a label is printable text"),
+        ({"a": 1, "b": 2, "label": "\ud800"}, "a label is printable text"),
+        ({"a": 1, "b": 2, "label": [1]}, "field `label` is list, a label is text or a number"),
+        ({"a": 1, "label": "x"}, r"1 inputs do not fill the shape \[2\]"),
+        ({"a": 1, "b": 2, "c": 3, "label": "x"}, r"3 inputs do not fill the shape \[2\]"),
+        ({"a": 1, "b": "two", "label": "x"}, "field `b` is 'two', a number is needed"),
+        ({"a": 1, "b": None, "label": "x"}, "field `b` is null"),
+        ({"a": 1, "b": [2], "label": "x"}, r"field `b` is \[2\], a number is needed"),
+        ({"a": 1, "b": float("nan"), "label": "x"}, "field `b` is nan, a finite number"),
+        ({"a": "inf", "b": 2, "label": "x"}, "field `a` is inf, a finite number"),
+        ({"a": 1, "b": 1e39, "label": "x"}, r"field `b` is 1e\+39, a finite number"),
+        ({"a": 1, "b": 10**400, "label": "x"}, "field `b` is 1000.*, a number is needed"),
+    ],
+)
+def test_a_record_without_usable_numbers_says_why(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRecordError, match=reason):
+        array_encoder(2).extract(record)
+
+
+def test_inputs_stand_in_natural_order_whatever_the_records_order() -> None:
+    encoder = array_encoder(3)
+
+    value = encoder.extract({"x10": 10, "label": "a", "x2": 2, "x1": "1"})
+
+    assert np.frombuffer(value.inputs, np.float32).tolist() == [1, 2, 10]
+    assert value == encoder.extract({"label": "a", "x1": 1, "x2": 2.0, "x10": 10})
+
+
+def test_named_inputs_stand_as_named() -> None:
+    encoder = array_encoder(2, inputs=("b", "a"))
+
+    value = encoder.extract({"a": 1, "b": 2, "c": "no number", "label": True})
+
+    assert np.frombuffer(value.inputs, np.float32).tolist() == [2, 1]
+    assert encoder.needs == ("label", "b", "a")
+
+
+def test_labels_are_numbered_by_first_sight() -> None:
+    encoder, labels = array_encoder(1), LabelIndex()
+    values = [encoder.extract({"a": i, "label": label}) for i, label in enumerate("zazb")]
+
+    columns = encoder.samples(values, labels)
+
+    assert labels.classes == ["z", "a", "b"]
+    assert columns["label"].tolist() == [0, 1, 0, 2]
+    assert columns["inputs"].tolist() == [[0], [1], [2], [3]]
+
+
+def test_an_image_becomes_channels_first_and_is_resized_to_the_shape() -> None:
+    encoder = array_encoder(3, 2, 4)
+
+    value = encoder.extract({"image": png((8, 4), color=(255, 128, 0)), "label": "x"})
+
+    pixels = np.frombuffer(value.inputs, np.float32).reshape(3, 2, 4)
+    assert (pixels == np.array([255, 128, 0], np.float32)[:, None, None]).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_an_image_of_any_mode_is_read_in_gray(mode: str) -> None:
+    value = array_encoder(1, 2, 2).extract({"image": png((2, 2), mode), "label": "x"})
+
+    assert np.frombuffer(value.inputs, np.float32).tolist() == [0, 0, 0, 0]
+
+
+def test_a_damaged_image_is_unusable_and_nothing_worse() -> None:
+    noise = np.random.default_rng(0).bytes(64 * 64 * 3)
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), noise).save(buffer, "PNG")
+    whole, encoder, rng = buffer.getvalue(), array_encoder(3, 64, 64), np.random.default_rng(1)
+
+    num_refused = 0
+    for place in [*range(40), *rng.choice(len(whole), 100, replace=False).tolist()]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        for data in (bytes(damaged), whole[:place]):
+            try:
+                encoder.extract({"image": data, "label": "x"})
+            except UnusableRecordError:
+                num_refused += 1
+
+    assert num_refused > 140
+
+
+def test_a_shape_that_no_image_has_is_one_error() -> None:
+    with pytest.raises(SourceError, match=r"read images as shape \[64\]"):
+        array_encoder(64).extract({"image": png((8, 8)), "label": "x"})
+
+
+def test_ids_tell_equal_inputs_and_equal_records_apart() -> None:
+    a, b, c = Value(b"x", "1"), Value(b"x", "2"), Value(b"y", "1")
+
+    assert a.split_id == b.split_id != c.split_id
+    assert len({a.content_id, b.content_id, c.content_id}) == 3

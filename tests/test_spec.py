@@ -1,0 +1,222 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from millrace.frozen import digest
+from millrace.job import Job
+from millrace.spec import PipelineSpec, sentences
+
+BuildSpec = Callable[..., PipelineSpec]
+BuildJob = Callable[..., Job]
+
+CONV = {"kind": "classification", "shape": [1, 8, 8]}
+
+
+def complaint(build_spec: BuildSpec, **sections: Any) -> str:
+    """What the spec's validation says, a line for each finding."""
+    with pytest.raises(ValidationError) as caught:
+        build_spec(**sections)
+    return "\n".join(sentences(caught.value))
+
+
+def space(**values: Any) -> dict[str, Any]:
+    return {"space": {"train.learning_rate": values}}
+
+
+def test_an_unknown_key_is_refused_and_the_nearest_named(build_spec: BuildSpec) -> None:
+    found = complaint(build_spec, train={"steps": 5, "batch": 4, "learning_rte": 0.1})
+
+    assert "train: unknown key `learning_rte`. Did you mean `learning_rate`?" in found
+
+
+def test_an_unknown_section_is_refused_and_the_nearest_named(build_spec: BuildSpec) -> None:
+    assert "unknown key `trayn`. Did you mean `train`?" in complaint(build_spec, trayn={})
+
+
+def test_a_key_near_no_other_lists_the_known_ones(build_spec: BuildSpec) -> None:
+    found = complaint(build_spec, source={"url": "*", "zzz": 1})
+
+    assert "Did you mean" not in found
+    assert "Known keys: encoding, exclude, format" in found
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"train": {"steps": "many", "batch": 4}}, "train.steps: "),
+        ({"train": {"steps": 5.5, "batch": 4}}, "train.steps: "),
+        ({"train": {"steps": 0, "batch": 4}}, "train.steps: "),
+        ({"train": {"batch": 4}}, "train.steps: Field required"),
+        ({"train": {"steps": 5, "batch": 4, "seed": -1}}, "train.seed: "),
+        ({"train": {"steps": 5, "batch": 4, "learning_rate": float("nan")}}, "train.learning_rate"),
+        ({"train": {"steps": 5, "batch": 4, "learning_rate": float("inf")}}, "train.learning_rate"),
+        ({"train": [1, 2]}, "train: "),
+        ({"train": None}, "train: "),
+        ({"source": {"url": "*", "format": "xlsx"}}, "source.format: "),
+        ({"source": {"url": "*", "exclude": "a*"}}, "source.exclude: "),
+        ({"source": {"url": "*", "encoding": "utf8x"}}, "encoding: `utf8x` is no text encoding"),
+        ({"source": {"url": "*", "encoding": "base64"}}, "encoding: `base64` is no text encoding"),
+        ({"task": {"kind": "regression"}}, "task: "),
+        ({"task": {}}, "task: "),
+        ({"shards": {"level": 23}}, "shards.level: "),
+        ({"network": {"name": "resnet"}}, ", or file.py:Class for your own network"),
+        ({"network": "gpt"}, "network: "),
+        ({"network": {"name": "../x:Net"}}, "network.name: "),
+        ({"search": {"space": 3}}, "search.space: "),
+    ],
+)
+def test_a_wrong_type_or_value_is_refused_where_it_stands(
+    build_spec: BuildSpec, sections: dict[str, Any], where: str
+) -> None:
+    assert where in complaint(build_spec, **sections)
+
+
+@pytest.mark.parametrize(
+    ("search", "reason"),
+    [
+        ({"space": {}}, "search.space: Dictionary should have at least 1 item"),
+        (space(low=1e-2, high=1e-4), "low (0.01) must be below high (0.0001)"),
+        (space(low=0.1, high=0.1), "low (0.1) must be below high (0.1)"),
+        (space(low=0, high=0.1, log=True), "a log range must start above 0"),
+        (space(low=1e-2, high=1e-1), "the default 0.001 lies outside it"),
+        (space(low=-1.0, high=0.1), "search.space `train.learning_rate`: value -1.0: "),
+        (space(choices=[]), "search.space.train.learning_rate: Tuple should have at least 2"),
+        (space(choices=[0.1]), "search.space.train.learning_rate: Tuple should have at least 2"),
+        (space(choices=[1e-3, "fast"]), "search.space `train.learning_rate`: value fast: "),
+        (space(low=0.1), "search.space.train.learning_rate.high: Field required"),
+        (space(low=0.1, hihg=1.0), "unknown key `hihg`. Did you mean `high`?"),
+        ({"space": {"train.learning_rate": 0.1}}, "search.space.train.learning_rate: "),
+        ({"space": {"train.learning_rate": [0.1, 1.0]}}, "search.space.train.learning_rate: "),
+        ({"space": {"train.learning_rate": "1e-4"}}, "search.space.train.learning_rate: "),
+    ],
+)
+def test_an_unusable_search_space_is_refused(
+    build_spec: BuildSpec, search: dict[str, Any], reason: str
+) -> None:
+    assert reason in complaint(build_spec, search=search)
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("train.learning_rte", "learning_rate"),
+        ("learning_rate", "train.learning_rate"),
+        ("network.wdth", "width"),
+        ("network.width.x", "network.width"),
+        ("source.url", "Known keys: "),
+        ("train.", "Known keys: "),
+    ],
+)
+def test_a_search_path_that_is_no_field_is_refused_and_the_nearest_named(
+    build_spec: BuildSpec, path: str, near: str
+) -> None:
+    found = complaint(build_spec, search={"space": {path: {"low": 1, "high": 2}}})
+
+    assert f"search.space: unknown key `{path}`." in found
+    assert near in found
+
+
+def test_the_yaml_spelling_of_a_small_number_is_a_number(build_spec: BuildSpec) -> None:
+    spec = build_spec(train={"steps": 5, "batch": 4, "learning_rate": "1e-4"})
+
+    assert spec.train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"split": {"validation": 0.5, "test": 0.5}}, "leave records to train on"),
+        ({"split": {"test": 0.0}}, "must both be above 0"),
+        ({"train": {"steps": 5, "batch": 5}}, "batch (5) must be a multiple of ranks (2)"),
+        ({"network": {"name": "conv"}}, "network conv needs task classification"),
+        (
+            {"network": {"name": "conv"}, "task": CONV | {"shape": [64]}},
+            "network conv needs a shape of 3 sizes, not [64]",
+        ),
+    ],
+)
+def test_sections_that_do_not_fit_together_are_refused(
+    build_spec: BuildSpec, sections: dict[str, Any], reason: str
+) -> None:
+    assert reason in complaint(build_spec, **sections)
+
+
+def test_a_network_of_the_users_own_takes_further_keys(build_spec: BuildSpec) -> None:
+    spec = build_spec(network={"name": "model.py:Net", "channels": 7})
+
+    assert spec.network.model_dump() == {"name": "model.py:Net", "channels": 7}
+
+
+def test_a_spec_is_frozen(build_spec: BuildSpec) -> None:
+    spec = build_spec()
+
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.train.steps = 6
+
+
+def test_with_values_changes_a_copy_and_checks_it(build_spec: BuildSpec) -> None:
+    spec = build_spec()
+
+    changed = spec.with_values({"train.learning_rate": 5e-3, "network.width": 64})
+
+    assert (changed.train.learning_rate, changed.network.model_dump()["width"]) == (5e-3, 64)
+    assert spec == build_spec()
+    with pytest.raises(ValueError, match="batch"):
+        spec.with_values({"train.batch": 5})
+    with pytest.raises(ValueError, match="Did you mean `learning_rate`"):
+        spec.with_values({"train.learning_rte": 5})
+
+
+def test_with_values_there_and_back_is_the_same_spec(build_spec: BuildSpec) -> None:
+    spec = build_spec()
+
+    there = spec.with_values({"train.steps": 9, "train.learning_rate": 5e-3})
+    back = there.with_values({"train.steps": 5, "train.learning_rate": 1e-3})
+
+    assert there != spec
+    assert back == spec
+    assert digest(back.model_dump()) == digest(spec.model_dump())
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2, "ü"]}) == digest({"b": [2, "ü"], "a": 1})
+    assert digest(1, 2) != digest(12)
+    assert digest("1") != digest(1)
+
+
+def test_a_digest_stays_what_it_was() -> None:
+    # Everything published is addressed by it: if this fails, every store is made anew.
+    assert digest(1, {"b": 0.1, "a": ["ü", None, True]}) == (
+        "7db2c1731e1a4260036ad703213ca10a2f1214f139ba0aad156ab3fa520ec541"
+    )
+
+
+def test_a_spec_survives_json_with_its_digest(build_spec: BuildSpec) -> None:
+    spec = build_spec(network={"name": "model.py:Net", "channels": 7})
+
+    again = PipelineSpec.model_validate_json(spec.model_dump_json())
+
+    assert again == spec
+    assert digest(again.model_dump()) == digest(spec.model_dump())
+
+
+def test_a_job_survives_json(build_job: BuildJob) -> None:
+    job = build_job()
+
+    assert Job.model_validate_json(job.model_dump_json()) == job
+
+
+def test_every_field_a_user_writes_has_a_description(build_spec: BuildSpec) -> None:
+    spec = build_spec()
+    sections = (spec.source, spec.split, spec.shards, spec.train, spec.search, spec.gate)
+
+    bare = {
+        f"{type(section).__name__}.{name}"
+        for section in sections
+        for name, field in type(section).model_fields.items()
+        if not field.description
+    }
+
+    assert not bare
