@@ -20,8 +20,10 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Millrace needs Python 3.11 or newer"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@# dagster's commands read this file, so that they find their home from the project's root
-	echo 'DAGSTER_HOME=$(HOME_DIR)' > .env
+	@# so that an activated environment knows its home; one of your own wins
+	grep -q DAGSTER_HOME $(BIN)/activate || echo \
+		'export DAGSTER_HOME="$${DAGSTER_HOME:-$$(dirname "$$VIRTUAL_ENV")/dagster_home}"' \
+		>> $(BIN)/activate
 	touch $@
 
 demo: setup
@@ -29,7 +31,7 @@ demo: setup
 	DAGSTER_HOME=$(HOME_DIR) $(BIN)/python -m millrace report stdlib_lm
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check .
@@ -42,4 +44,4 @@ ui: setup
 	DAGSTER_HOME=$(HOME_DIR) $(BIN)/dagster dev -m pipelines -h 127.0.0.1 -p 3000
 
 clean:
-	rm -rf .venv .env dagster_home/store dagster_home/work
+	rm -rf .venv dagster_home/store dagster_home/work

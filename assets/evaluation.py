@@ -7,7 +7,8 @@ import dagster as dg
 from assets.step import PipelineFolder, Step, Told, trained_spec
 from millrace.gate import Outcome, decide
 from millrace.manifest import Manifest
-from millrace.pictures import Bar, bar_chart, markdown
+from millrace.pictures import markdown
+from millrace.report import quality_picture
 from millrace.spec import PipelineSpec
 
 
@@ -29,18 +30,9 @@ def build_evaluation(pipeline: PipelineFolder) -> dg.AssetsDefinition:
 def _tell(made: Manifest, spec: PipelineSpec) -> Told:
     facts = made.facts
     estimate, baselines = facts["estimate"], facts["baselines"]
-    bars = [Bar("this model", **estimate, strong=True)] + [
-        Bar(name, found["value"], found["low"], found["high"]) for name, found in baselines.items()
-    ]
-    direction = "higher" if facts["higher_is_better"] else "lower"
-    picture = bar_chart(
-        f"{facts['metric']} on {facts['num_records']} held-out records",
-        bars,
-        unit=f"{direction} is better; whiskers: 95 % interval",
-    )
     verdict = decide(spec.gate, facts)
     metadata: dict[str, Any] = {
-        "quality": dg.MetadataValue.md(markdown(picture, "quality")),
+        "quality": dg.MetadataValue.md(markdown(quality_picture(facts), "quality")),
         facts["metric"]: estimate["value"],
         f"{facts['metric']}_low": estimate["low"],
         f"{facts['metric']}_high": estimate["high"],

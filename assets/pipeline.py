@@ -40,15 +40,17 @@ class Pipeline(dg.Component):
         """The pipeline's assets, checks, job, schedule and sensor."""
         folder = Path(context.path)
         folder = folder if folder.is_dir() else folder.parent
-        pipeline = PipelineFolder(folder.name, str(folder), self.spec)
-        assets = dg.Definitions(
-            assets=[
-                build_source_files(pipeline),
-                build_shards(pipeline),
-                build_study(pipeline),
-                build_checkpoint(pipeline),
-                build_evaluation(pipeline),
-                build_release(pipeline),
-            ]
-        )
-        return dg.Definitions.merge(assets, build_automation(pipeline))
+        return build_chain(PipelineFolder(folder.name, str(folder), self.spec))
+
+
+def build_chain(pipeline: PipelineFolder) -> dg.Definitions:
+    """A pipeline's assets with their checks, its job, schedule and sensor."""
+    assets = [
+        build_source_files(pipeline),
+        build_shards(pipeline),
+        build_study(pipeline),
+        build_checkpoint(pipeline),
+        build_evaluation(pipeline),
+        build_release(pipeline),
+    ]
+    return dg.Definitions.merge(dg.Definitions(assets=assets), build_automation(pipeline))

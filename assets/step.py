@@ -142,7 +142,7 @@ class Step:
         metadata, checks = self.tell(made, spec)
         return dg.MaterializeResult(
             asset_key=self.key,
-            metadata=_common(made, url, is_reused=is_reused) | metadata,
+            metadata=metadata | _common(made, url, is_reused=is_reused),
             check_results=checks,
             data_version=dg.DataVersion(made.digest),
         )
@@ -183,8 +183,8 @@ def _common(made: Manifest, url: str, *, is_reused: bool) -> dict[str, Any]:
         "manifest": f"{url}/{made.path}",
         "reused": is_reused,
         "num_bytes": made.num_bytes,
-        "seconds": made.seconds,
-        "usd": made.usd,
+        "seconds": round(made.seconds, 2),
+        "usd": round(made.usd, 6),
     }
 
 

@@ -22,7 +22,8 @@ from millrace.errors import TrainingError
 from millrace.intervals import Floats, ratio
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.models.build import DataFacts, build_network
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
 from millrace.spec import LanguageModelTask
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import log

@@ -38,7 +38,7 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round values, about five of them."""
         span = self.high - self.low
-        if span <= 0 or not math.isfinite(span):
+        if not 1e-300 < span < math.inf:
             return [self.low]
         if self.log:
             exponents = range(

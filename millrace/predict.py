@@ -17,7 +17,8 @@ from millrace.data.listing import list_source
 from millrace.data.records import Located, Rejection, read_records
 from millrace.errors import SpecError
 from millrace.frozen import Frozen
-from millrace.models.build import DataFacts, build_network
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
 from millrace.release import NOUN, SPEC
 from millrace.spec import CustomNetwork, Network, SourceSpec, Task
@@ -56,7 +57,7 @@ class Released:
         self.digest = made.digest
         self.task, self.source = described.task, described.source
         self.classes: list[str] = spec["classes"]
-        facts = DataFacts(**{**spec["facts"], "shape": tuple(spec["facts"]["shape"])})
+        facts = DataFacts.from_dict(spec["facts"])
         self._network: nn.Module = build_network(described.network, facts, str(code))
         load_weights(self._network, made.file(WEIGHTS).read(storage))
         self._network.eval()

@@ -15,7 +15,8 @@ from millrace.errors import GateError, TrainingError
 from millrace.gate import Outcome, Verdict, decide
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.models.build import DataFacts, build_network
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
 from millrace.models.source import source_path
 from millrace.spec import CustomNetwork
 from millrace.storage import FsspecStorage, StoredFile
@@ -48,12 +49,7 @@ def release(job: Job) -> Manifest:
         "task": job.spec.task.model_dump(),
         "source": job.spec.source.model_dump(),
         "train": job.spec.train.model_dump(),
-        "facts": {
-            "num_classes": facts.num_classes,
-            "shape": list(facts.shape),
-            "mean": facts.mean,
-            "deviation": facts.deviation,
-        },
+        "facts": facts.to_dict(),
         "classes": shards.facts["classes"],
         "made_from": {
             "shards": shards.digest,

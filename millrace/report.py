@@ -3,12 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from millrace import manifest as manifests
 from millrace.errors import NotFoundError
 from millrace.manifest import Manifest
+from millrace.pictures import Bar, bar_chart
 from millrace.storage import FsspecStorage, default_store
 
 NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
@@ -22,8 +24,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("pipeline")
     parser.add_argument("--store", default=default_store(), help="default: %(default)s")
+    parser.add_argument("--picture", type=Path, help="write the evaluation's picture here (SVG)")
     asked = parser.parse_args(arguments)
     found = collect(asked.store, asked.pipeline)
+    if asked.picture is not None:
+        evaluation = manifests.current(FsspecStorage(asked.store), asked.pipeline, "evaluation")
+        asked.picture.write_text(quality_picture(evaluation.facts) + "\n")
     sys.stdout.write(as_text(found) + "\n" + json.dumps(found) + "\n")
     return 0
 
@@ -45,7 +51,7 @@ def collect(store: str, pipeline: str) -> dict[str, Any]:
         raise NotFoundError(
             f"report on {pipeline} in {store}",
             "nothing has been made",
-            f"Run: dagster asset materialize -m pipelines --select 'group:\"{pipeline}\"'",
+            f"Run: dagster asset materialize -m pipelines --select group:{pipeline}",
         )
     steps = {
         noun: {
@@ -62,7 +68,7 @@ def collect(store: str, pipeline: str) -> dict[str, Any]:
         "store": store,
         "steps": steps,
         "quality": _quality(made.get("evaluation")),
-        "released": "release" in made,
+        "released": _is_released(made),
         "seconds": round(sum(manifest.seconds for manifest in made.values()), 2),
         "usd": round(sum(manifest.usd for manifest in made.values()), 6),
     }
@@ -101,6 +107,27 @@ def summarize(noun: str, manifest: Manifest) -> str:
     return str(facts["verdict"])
 
 
+def _is_released(made: Mapping[str, Manifest]) -> bool:
+    """Whether the release in place is of the current checkpoint."""
+    if not {"release", "checkpoint"} <= set(made):
+        return False
+    return made["release"].inputs["checkpoint"] == made["checkpoint"].digest
+
+
+def quality_picture(facts: Mapping[str, Any]) -> str:
+    """An evaluation's metric beside its baselines, with their intervals, as SVG."""
+    bars = [Bar("this model", **facts["estimate"], strong=True)] + [
+        Bar(name, found["value"], found["low"], found["high"])
+        for name, found in facts["baselines"].items()
+    ]
+    direction = "higher" if facts["higher_is_better"] else "lower"
+    return bar_chart(
+        f"{facts['metric']} on {facts['num_records']} held-out records",
+        bars,
+        unit=f"{direction} is better; whiskers: 95 % interval",
+    )
+
+
 def _quality(evaluation: Manifest | None) -> dict[str, Any]:
     if evaluation is None:
         return {}
@@ -122,9 +149,16 @@ def as_text(found: dict[str, Any]) -> str:
         lines += [f"    {name:<22}{value:.4f}" for name, value in quality["baselines"].items()]
     lines += [
         "",
-        f"  released: {'yes' if found['released'] else 'no'}",
+        f"  released: {_released(found)}",
         f"  ask it:   python -m millrace predict {found['pipeline']} --help",
         "  see it:   make ui, then http://127.0.0.1:3000/locations/pipelines/asset-groups/"
         f"{found['pipeline']}",
     ]
     return "\n".join(lines)
+
+
+def _released(found: Mapping[str, Any]) -> str:
+    if found["released"]:
+        return "yes"
+    earlier = "; the release in place is of an earlier checkpoint"
+    return "no" + (earlier if "release" in found["steps"] else "")

@@ -21,6 +21,7 @@ from millrace.data.ingest import READERS, Ids, load_ids, read_values
 from millrace.data.listing import SourceFile, locate
 from millrace.data.records import Rejection
 from millrace.data.shard import Shard, ShardReader, ShardWriter
+from millrace.data.statistics import Statistics, mean_and_deviation, sum_inputs
 from millrace.errors import CorruptError, SourceError
 from millrace.frozen import digest
 from millrace.job import Job
@@ -150,15 +151,15 @@ def _pack_unit(storage: Storage, job: Job, unit: _Unit) -> Manifest:
     splits = draw_splits(unit.ids[unit.kept, 0], job.spec.split)
     folder = manifests.folder(job.pipeline, UNIT_NOUN, unit.key)
     shards: list[Shard] = []
-    statistics, proven = [0, 0.0, 0.0], 0
+    statistics: Statistics = []
+    proven = 0
     for number, split in enumerate(SPLITS):
         chosen = [value for value, drawn in zip(values, splits, strict=True) if drawn == number]
         if not chosen:
             continue
         columns = encoder.samples(chosen, labels)
         if split == "train" and "inputs" in columns:
-            numbers = columns["inputs"].astype(np.float64)
-            statistics = [numbers.size, float(numbers.sum()), float((numbers**2).sum())]
+            statistics = sum_inputs(columns["inputs"])
         writer = ShardWriter(
             encoder.fields,
             split,
@@ -267,16 +268,14 @@ def _describe(
             f"there is only {classes}",
             "A classification needs two or more: check `task.label`",
         )
-    count, total, squares = np.sum([unit.facts["statistics"] for unit in packed], axis=0)
-    mean = total / count if count else 0.0
-    deviation = float(np.sqrt(max(squares / count - mean**2, 1e-12))) if count else 1.0
+    mean, deviation = mean_and_deviation([unit.facts["statistics"] for unit in packed])
     facts = {
         "fields": {
             name: [field.dtype, list(field.shape)]
             for name, field in build_encoder(job.spec.task).fields.items()
         },
         "classes": classes,
-        "mean": float(mean),
+        "mean": mean,
         "deviation": deviation,
         "splits": {
             split: _sum_split(split, number, shards, splits) for number, split in enumerate(SPLITS)

@@ -5,7 +5,6 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,33 +14,11 @@ from torch import nn
 from millrace.errors import SpecError
 from millrace.frozen import unknown_key
 from millrace.models.conv import ConvNet
+from millrace.models.facts import DataFacts
 from millrace.models.mlp import Mlp
 from millrace.models.ngram_copy import NgramCopy
 from millrace.models.source import source_path
 from millrace.spec import CustomNetwork, Network
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a network may need to know about its data."""
-
-    num_classes: int
-    """Outputs per position: classes, or 256 for bytes."""
-    shape: tuple[int, ...]
-    """One sample's shape: (channels, height, width), (features,) or (bytes,)."""
-    mean: float = 0.0
-    """Of the training inputs, for standardizing."""
-    deviation: float = 1.0
-    """Standard deviation of the training inputs."""
-
-    @classmethod
-    def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
-        """From the facts of a shards manifest."""
-        if "tokens" in facts["fields"]:
-            return cls(256, tuple(facts["fields"]["tokens"][1]))
-        shape = tuple(facts["fields"]["inputs"][1])
-        return cls(len(facts["classes"]), shape, facts["mean"], facts["deviation"])
-
 
 _BUILT_IN: dict[str, type[nn.Module]] = {"ngram_copy": NgramCopy, "conv": ConvNet, "mlp": Mlp}
 

@@ -13,14 +13,11 @@ Shape suffixes: B blocks, T bytes of a block, P = PAD + T, N n-gram orders, C co
 F table rows per position, D width, V = 256 byte values.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from millrace.models.build import DataFacts
+from millrace.models.facts import DataFacts
 
 V = 256
 RECENT = 8
@@ -51,7 +48,7 @@ class NgramCopy(nn.Module):
     rate_scales = {"table": 2.0}  # noqa: RUF012  a row is met rarely and must move when it is
     first_row_F: Tensor
 
-    def __init__(self, facts: "DataFacts", *, width: int, table_bits: int) -> None:
+    def __init__(self, facts: DataFacts, *, width: int, table_bits: int) -> None:
         super().__init__()
         self._table_bits = table_bits
         sizes = [2**table_bits] * len(NGRAM_ORDERS) + [V] * RECENT + [V + 1] * NUM_CANDIDATES

@@ -17,7 +17,8 @@ from millrace.data.stream import Samples, Stream
 from millrace.errors import StorageError, TrainingError
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.models.build import DataFacts, build_network
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
 from millrace.storage import Storage
 from millrace.train.checkpoint import Checkpoints, Place
 from millrace.train.objective import build_objective, mean_loss, to_batch
@@ -119,7 +120,7 @@ class Trainer:
         self._refuse_nonfinite(recent[:, 0].sum().item(), "loss")
         return Place(self.step, self.curve, recent.tolist())
 
-    def run_to(self, step: int, after_step: Callable[[], None] = lambda: None) -> None:
+    def run_to(self, step: int, after_step: Callable[[], object] = lambda: None) -> None:
         """Update until `step` updates are done, calling `after_step` after each.
 
         Raises:
@@ -149,7 +150,7 @@ class Trainer:
         self.step += 1
 
     def _extend_curve(self) -> None:
-        """Add the mean loss since the last point; the one place where the device is waited for."""
+        """Add the mean loss since the last point; here, as in `place`, the device is waited for."""
         loss, weight = self._world.sum(self._recent).tolist()
         self._recent.zero_()
         self._refuse_nonfinite(loss / weight, "loss")

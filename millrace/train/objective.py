@@ -28,9 +28,9 @@ def to_batch(columns: Columns, device: torch.device) -> Batch:
 class Scores:
     """Per sample: loss in nats, what the metric adds up, and the weight both are divided by."""
 
-    loss_B: Tensor  # noqa: N815  tensor names carry a shape suffix
-    metric_B: Tensor  # noqa: N815  tensor names carry a shape suffix
-    weight_B: Tensor  # noqa: N815  tensor names carry a shape suffix
+    loss_B: Tensor
+    metric_B: Tensor
+    weight_B: Tensor
 
 
 class Objective(Protocol):

@@ -1,0 +1,38 @@
+"""What a network may need to know about its data."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the training split is like; for bytes, only the first two."""
+
+    num_classes: int
+    """Outputs per position: classes, or 256 for bytes."""
+    shape: tuple[int, ...]
+    """One sample's shape: (channels, height, width), (features,) or (bytes,)."""
+    mean: tuple[float, ...] = ()
+    """Of the training inputs, for each channel or feature."""
+    deviation: tuple[float, ...] = ()
+    """Standard deviation of the same."""
+
+    @classmethod
+    def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
+        """From the facts of a shards manifest."""
+        if "tokens" in facts["fields"]:
+            return cls(256, tuple(facts["fields"]["tokens"][1]))
+        shape = tuple(facts["fields"]["inputs"][1])
+        mean, deviation = tuple(facts["mean"]), tuple(facts["deviation"])
+        return cls(len(facts["classes"]), shape, mean, deviation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a release's spec."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "DataFacts":
+        """Inverse of `to_dict`, also after a trip through JSON."""
+        sequences = {name: tuple(value[name]) for name in ("shape", "mean", "deviation")}
+        return cls(num_classes=value["num_classes"], **sequences)

@@ -1,0 +1,127 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from millrace import baselines
+from millrace import manifest as manifests
+from millrace.data.stream import Samples
+from millrace.errors import TrainingError
+from millrace.evaluate import evaluate
+from millrace.intervals import ratio
+from millrace.manifest import Manifest
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
+from millrace.storage import StoredFile
+from millrace.train.checkpoint import WEIGHTS, load_weights, weights_to_bytes
+from tests.pipelines_for_tests import NAME, Line
+
+pytest_plugins = ("tests.engine_fixtures",)
+
+
+def evaluation_of(line: Line) -> Manifest:
+    return manifests.current(line.storage, NAME, "evaluation")
+
+
+def load_network(line: Line) -> nn.Module:
+    shards = manifests.current(line.storage, NAME, "shards")
+    checkpoint = manifests.current(line.storage, NAME, "checkpoint")
+    facts = DataFacts.from_manifest(shards.facts)
+    network = build_network(line.spec.network, facts, str(line.root / "source"))
+    load_weights(network, checkpoint.file(WEIGHTS).read(line.storage))
+    return network.eval()
+
+
+def publish_weights(line: Line, network: nn.Module) -> None:
+    """Make these the weights of the current checkpoint."""
+    path = f"{NAME}/checkpoint/other/{WEIGHTS}"
+    file = StoredFile.written(line.storage, path, weights_to_bytes(network))
+    line.publish(Manifest(NAME, "checkpoint", "other", files=(file,)))
+
+
+def test_accuracy_is_the_share_of_test_records_that_the_weights_get_right(
+    released_points: Line,
+) -> None:
+    line = released_points
+    shards = manifests.current(line.storage, NAME, "shards")
+    batches = list(Samples(line.storage, shards, "test").batches(10**6))
+    inputs = np.concatenate([batch["inputs"] for batch in batches])
+    labels = np.concatenate([batch["label"] for batch in batches])
+
+    facts = evaluation_of(line).facts
+
+    with torch.inference_mode():
+        right = load_network(line)(torch.tensor(inputs)).argmax(1).numpy() == labels
+    expected = ratio(right.astype(np.float64), np.ones(len(labels)))
+    assert facts["metric"] == "accuracy"
+    assert facts["estimate"] == pytest.approx(expected.to_dict())
+    assert facts["num_records"] == facts["num_samples"] == len(labels)
+    assert 0.6 < facts["estimate"]["low"] < facts["estimate"]["value"] < 1
+
+
+def test_gains_are_paired_with_the_baselines_of_the_same_records(released_points: Line) -> None:
+    facts = evaluation_of(released_points).facts
+
+    for name in ("majority", "logistic-regression"):
+        found = facts["baselines"][name]
+        difference = facts["estimate"]["value"] - found["value"]
+        assert found["gain"]["value"] == pytest.approx(difference)
+    logistic = facts["baselines"]["logistic-regression"]
+    paired = logistic["gain"]["high"] - logistic["gain"]["low"]
+    assert paired < logistic["high"] - logistic["low"]  # both err on much the same records
+    assert facts["baselines"]["majority"]["value"] < 0.5
+
+
+def test_bits_are_summed_up_by_record_and_divided_by_all_bytes(released_sentences: Line) -> None:
+    line = released_sentences
+    made, facts = evaluation_of(line), evaluation_of(line).facts
+    loss, bits, weight = np.load(io.BytesIO(made.file("records.npy").read(line.storage))).T
+
+    shards = manifests.current(line.storage, NAME, "shards")
+    assert len(weight) == facts["num_records"] == shards.facts["splits"]["test"]["num_records"]
+    assert facts["num_samples"] > facts["num_records"]
+    assert facts["metric"] == "bits_per_byte"
+    assert facts["estimate"]["value"] == pytest.approx(bits.sum() / weight.sum())
+    np.testing.assert_allclose(bits, loss / np.log(2), rtol=1e-6)
+    assert 1 < facts["estimate"]["value"] < 3
+
+
+def test_text_baselines_read_the_very_texts_that_the_model_read(released_sentences: Line) -> None:
+    line = released_sentences
+    made = evaluation_of(line)
+    weight = np.load(io.BytesIO(made.file("records.npy").read(line.storage)))[:, 2]
+    told = {"zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"}
+    lines = set((line.root / "source" / "sentences.txt").read_bytes().split(b"\n"))
+
+    found = made.facts["baselines"]
+
+    assert set(found) == told
+    lengths = {len(text) for text in lines}
+    assert set(weight.astype(int)) <= lengths  # whole records, put together from their blocks
+    assert found["6-gram"]["value"] < found["zstd-19-solid"]["value"] < found["zstd-19"]["value"]
+    gain = found["zstd-19"]["value"] - made.facts["estimate"]["value"]  # lower is better
+    assert found["zstd-19"]["gain"]["value"] == pytest.approx(gain)
+    assert baselines.NGRAM_CONTEXT == 5
+
+
+def test_the_metrics_are_published_beside_the_records(released_points: Line) -> None:
+    made = evaluation_of(released_points)
+
+    assert json.loads(made.file("metrics.json").read(released_points.storage)) == made.facts
+    checkpoint = manifests.current(released_points.storage, NAME, "checkpoint")
+    assert made.inputs["checkpoint"] == checkpoint.digest
+
+
+def test_a_network_that_answers_nan_is_refused(released_points: Line, tmp_path: Path) -> None:
+    line = released_points.copy(tmp_path / "line")
+    network = load_network(line)
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    publish_weights(line, network)
+
+    with pytest.raises(TrainingError, match="NaN or infinite scores"):
+        evaluate(line.job("evaluation-of-nan"))

@@ -1,0 +1,191 @@
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from millrace import manifest as manifests
+from millrace.errors import ProcessFailedError, SpecError, TrainingError
+from millrace.job import Job
+from millrace.launch import follow
+from millrace.manifest import Manifest
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
+from millrace.train.checkpoint import Checkpoints
+from millrace.train.loop import Trainer, TrainingData
+from millrace.train.world import World
+from tests.pipelines_for_tests import NAME, Line, Tree, events
+
+pytest_plugins = ("tests.engine_fixtures",)
+
+
+def build_trainer(line: Line, job: Job) -> Trainer:
+    shards = manifests.read(line.storage, job.inputs["shards"])
+    return Trainer(job, TrainingData.load(line.storage, shards), World.alone(threads=1))
+
+
+def train_section(line: Line, **fields: Any) -> dict[str, Any]:
+    return line.spec.train.model_dump() | fields
+
+
+def checkpoint_of(line: Line) -> Manifest:
+    return manifests.current(line.storage, NAME, "checkpoint")
+
+
+def test_a_training_killed_again_and_again_ends_with_the_bits_of_an_unbroken_one(
+    points: Line, trained_points: Line, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    job = line.job("checkpoint")
+    last_words = []
+
+    for victim in ("millrace rank", "millrace train", "follower.json"):
+        following = events(tree.follow("train", job))
+        next(event for event in following if event["event"] == "checkpoint")
+        tree.kill(victim)
+        assert tree.is_gone()
+        last_words.append([e["type"] for e in following if e["event"] == "raised"])
+    resumed = line.run("train", job)
+
+    assert last_words == [["ProcessDiedError"], ["ProcessDiedError"], []]
+    assert resumed.measured["resumed_at"] >= 150
+    assert resumed.digest == checkpoint_of(trained_points).digest
+    assert not [path for path in line.storage.list(f"{NAME}/checkpoint") if "/step-" in path]
+
+
+def test_one_rank_and_two_go_through_the_same_losses(trained_points: Line) -> None:
+    job = trained_points.job(train=train_section(trained_points, ranks=1))
+
+    with closing(build_trainer(trained_points, job)) as alone:
+        alone.run_to(alone.steps)
+
+    together = checkpoint_of(trained_points).facts["curve"]
+    together = [point for point in together if "train_loss" in point]
+    assert len(alone.curve) == len(together) == 100
+    for one, two in zip(alone.curve, together, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_a_training_tells_what_it_made_and_learns(trained_points: Line) -> None:
+    made = checkpoint_of(trained_points)
+
+    losses = [point["train_loss"] for point in made.facts["curve"] if "train_loss" in point]
+    validations = [point["step"] for point in made.facts["curve"] if "accuracy" in point]
+    assert losses[-1] < 0.7 * losses[0]
+    assert validations == [100, 200, 300]
+    assert made.facts["samples"] == 300 * 16
+    assert made.measured["resumed_at"] == 0
+    assert made.usd == pytest.approx(made.seconds)  # at 3,600 dollars an hour
+
+
+def test_leaving_early_stops_the_whole_tree(points: Line, tree: Tree, tmp_path: Path) -> None:
+    line = points.copy(tmp_path / "line")
+
+    following = follow("train", line.job("checkpoint"))
+    next(event for event in following if event["event"] == "checkpoint")
+    assert len(tree.pids("millrace")) == 3
+    following.close()  # type: ignore[attr-defined]  # a generator is an Iterator with more to it
+
+    assert tree.is_gone()
+    assert not list((line.root / "work" / "jobs").glob("*-train-*"))
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training_and_publishes_nothing(
+    points: Line, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    section = train_section(line, ranks=1)
+    job = line.job("checkpoint", network={"name": "networks.py:Nan"}, train=section)
+
+    with pytest.raises(TrainingError, match="the loss is nan") as caught:
+        list(follow("train", job))
+
+    assert caught.value.asked == "train to step 3 of 300"
+    assert "learning_rate" in caught.value.fix
+    assert not line.storage.list(f"{NAME}/checkpoint")
+
+
+def test_an_error_in_a_users_network_comes_back_with_its_last_words(
+    points: Line, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    section = train_section(line, ranks=1)
+    job = line.job("checkpoint", network={"name": "networks.py:Raising"}, train=section)
+
+    with pytest.raises(ProcessFailedError, match="the flux capacitor is missing") as caught:
+        list(follow("train", job))
+
+    assert "exited with 1" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing.py:Net", r"missing\.py does not exist"),
+        ("networks.py:Missing", r"no torch\.nn\.Module `Missing`.*Bigram, Deadly, Linear"),
+        ("networks.py:F", r"no torch\.nn\.Module `F`"),
+    ],
+)
+def test_a_network_that_is_not_there_is_refused_by_name(
+    points: Line, name: str, words: str
+) -> None:
+    job = points.job(network={"name": name})
+
+    with pytest.raises(SpecError, match=words):
+        build_network(job.spec.network, DataFacts(3, (4,)), job.folder)
+
+
+def test_a_key_that_a_users_network_does_not_take_is_refused_with_the_nearest(
+    sentences: Line,
+) -> None:
+    job = sentences.job(network={"name": "networks.py:Bigram", "widht": 16})
+
+    with pytest.raises(SpecError, match=r"unknown key `widht`\. Did you mean `width`"):
+        build_network(job.spec.network, DataFacts(256, (32,)), job.folder)
+
+
+def test_a_resumed_trainer_repeats_the_unbroken_one_dropout_included(
+    points: Line, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    job = line.job(
+        network={"name": "mlp", "width": 8, "dropout": 0.5},
+        train=train_section(line, steps=230, ranks=1),
+    )
+    checkpoints = Checkpoints(line.storage, NAME, "k")
+
+    with closing(build_trainer(line, job)) as unbroken:
+        unbroken.run_to(7)  # between two points of the curve, which has one every 2 steps
+        checkpoints.save(unbroken.place(), unbroken.network, unbroken.optimizer)
+        unbroken.run_to(16)
+    with closing(build_trainer(line, job)) as resumed:
+        resumed.resume(checkpoints)
+        assert resumed.step == 7
+        resumed.run_to(16)
+
+    assert resumed.curve == unbroken.curve
+    for name, value in unbroken.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+
+
+def test_validation_looks_at_the_same_samples_whatever_the_batch(points: Line) -> None:
+    found = []
+    for batch in (8, 32):  # of about 120 samples, 100 is a multiple of neither
+        section = train_section(points, batch=batch, ranks=1, validate_samples=100)
+        job = points.job(train=section)
+        with closing(build_trainer(points, job)) as trainer:
+            found.append(trainer.validate())
+
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_a_place_is_refused_when_the_loss_is_not_a_number(points: Line) -> None:
+    job = points.job(train=train_section(points, steps=900, ranks=1))
+
+    with closing(build_trainer(points, job)) as trainer:
+        for parameter in trainer.network.parameters():
+            nn.init.constant_(parameter, float("nan"))
+        with pytest.raises(TrainingError, match="train to step 1 of 900: the loss is nan"):
+            trainer.run_to(9, after_step=trainer.place)  # the curve looks every 9 steps only
