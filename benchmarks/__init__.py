@@ -1,0 +1,1 @@
+"""What is measured, against whom: each module is a command that writes its result file."""

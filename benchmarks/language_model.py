@@ -1,0 +1,115 @@
+"""Bits per byte after the same seconds of training: `ngram_copy` against a small GPT.
+
+    python -m benchmarks.language_model [--seconds 60] [--seeds 3]
+
+Both read the same shards of the standard library through the same stream and loop, one process with
+all cores. The number of steps is set from each network's measured speed, so that its learning rate
+falls to zero when the seconds are over. The GPT gets the best of three learning rates.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.result import Series, write
+from millrace import manifest as manifests
+from millrace.data.ingest import ingest
+from millrace.data.pack import pack
+from millrace.frozen import digest
+from millrace.job import Job
+from millrace.launch import environment_of_child
+from millrace.spec import PipelineSpec
+from millrace.spec_file import read_specs
+from millrace.storage import FsspecStorage
+from millrace.train.loop import Trainer, TrainingData
+from millrace.train.world import World
+
+ROOT = Path(__file__).parents[1]
+PROBE_STEPS = 6
+GPT: dict[str, Any] = {
+    "name": "gpt.py:GPT", "width": 128, "depth": 4, "heads": 4, "window": 512
+}  # fmt: skip
+GPT_RATES = (5e-4, 1e-3, 2e-3)
+
+
+def main() -> None:
+    """Run, write the result file, print one JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    asked = parser.parse_args()
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # as our ranks run, for both contestants
+        os.execve(sys.executable, sys.orig_argv, environment_of_child())  # noqa: S606
+    folder = Path(tempfile.mkdtemp(prefix="millrace-benchmark-"))
+    spec = next(read_specs(ROOT / "pipelines" / "stdlib_lm" / "defs.yaml"))
+    try:
+        job, data = _pack(spec, folder)
+        rate = min(GPT_RATES, key=lambda rate: _train(_gpt(job, rate), data, asked.seconds, 0)[0])
+        ours, peer, speeds = [], [], []
+        for seed in range(asked.seeds):
+            found, our_speed = _train(job, data, asked.seconds, seed)
+            other, peer_speed = _train(_gpt(job, rate), data, asked.seconds, seed)
+            ours.append(found)
+            peer.append(other)
+            speeds.append((our_speed, peer_speed))
+    finally:
+        shutil.rmtree(folder)
+    our_speed, peer_speed = (statistics.median(column) for column in zip(*speeds, strict=True))
+    write(
+        "language_model",
+        "bits per byte on the validation split (lower is better)",
+        [Series("ngram_copy", ours), Series(f"GPT 4 x 128, window 512, rate {rate:g}", peer)],
+        notes=f"{asked.seconds:g} s of training each, in turn, {asked.seeds} seeds. Training read "
+        f"{our_speed / 1e3:.0f} kB/s (ngram_copy) and {peer_speed / 1e3:.0f} kB/s (GPT), medians.",
+        packages="torch",
+    )
+
+
+def _pack(spec: PipelineSpec, folder: Path) -> tuple[Job, TrainingData]:
+    store = str(folder / "store")
+    storage = FsspecStorage(store)
+    base = Job(
+        pipeline="lm", folder=str(ROOT / "benchmarks" / "peers"), spec=spec, store=store,
+        work=str(folder),
+    )  # fmt: skip
+    source = manifests.publish(storage, ingest(base))
+    update = {"inputs": {"source_files": source.path}, "key": digest("shards", source.digest)}
+    shards = manifests.publish(storage, pack(base.model_copy(update=update)))
+    return base, TrainingData.load(storage, shards)
+
+
+def _gpt(job: Job, rate: float) -> Job:
+    train = job.spec.train.model_dump() | {"learning_rate": rate}
+    search = {"space": {"train.learning_rate": {"low": rate / 2, "high": rate * 2}}}
+    parts = {"network": GPT, "train": train, "search": search}
+    return job.model_copy(update={"spec": job.spec.with_parts(parts)})
+
+
+def _train(job: Job, data: TrainingData, seconds: float, seed: int) -> tuple[float, float]:
+    """Bits per byte after `seconds` of training, and the bytes read per second."""
+    parts = {"train": job.spec.train.model_dump() | {"seed": seed}}
+    seeded = job.model_copy(update={"spec": job.spec.with_parts(parts)})
+    world = World.alone()
+    probe = Trainer(seeded, data, world, steps=10 * PROBE_STEPS)
+    probe.run_to(1)
+    start = time.perf_counter()
+    probe.run_to(1 + PROBE_STEPS)
+    steps = max(10, round(seconds * PROBE_STEPS / (time.perf_counter() - start)))
+    probe.close()
+    trainer = Trainer(seeded, data, world, steps=steps)
+    start = time.perf_counter()
+    trainer.run_to(steps)
+    spent = time.perf_counter() - start
+    found = trainer.validate()["bits_per_byte"]
+    trainer.close()
+    return found, steps * seeded.spec.train.batch * data.facts.shape[0] / spent
+
+
+if __name__ == "__main__":
+    main()
