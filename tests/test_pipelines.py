@@ -32,6 +32,7 @@ pytestmark = pytest.mark.xdist_group("digits")
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+DAGSTER = Path(sys.executable).with_name("dagster")
 DEADLINE_SECONDS = 120
 NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
 
@@ -41,7 +42,7 @@ def documented_command(pipeline: str) -> list[str]:
     pattern = rf"^    dagster (asset materialize [^#\n]*group:{pipeline})"
     found = re.search(pattern, README.read_text(), re.MULTILINE)
     assert found is not None, f"README.md says how to materialize {pipeline}"
-    return [str(Path(sys.executable).with_name("dagster")), *found[1].split()]
+    return [str(DAGSTER), *found[1].split()]
 
 
 @dataclass(frozen=True)
