@@ -27,8 +27,8 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 demo: setup
-	DAGSTER_HOME=$(HOME_DIR) $(BIN)/dagster asset materialize -m pipelines --select group:stdlib_lm
-	DAGSTER_HOME=$(HOME_DIR) $(BIN)/python -m millrace report stdlib_lm
+	DAGSTER_HOME="$(HOME_DIR)" $(BIN)/dagster asset materialize -m pipelines --select group:stdlib_lm
+	DAGSTER_HOME="$(HOME_DIR)" $(BIN)/python -m millrace report stdlib_lm
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -41,7 +41,7 @@ check: setup
 	$(BIN)/codespell
 
 ui: setup
-	DAGSTER_HOME=$(HOME_DIR) $(BIN)/dagster dev -m pipelines -h 127.0.0.1 -p 3000
+	DAGSTER_HOME="$(HOME_DIR)" $(BIN)/dagster dev -m pipelines -h 127.0.0.1 -p 3000
 
 clean:
 	rm -rf .venv dagster_home/store dagster_home/work

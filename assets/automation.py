@@ -1,7 +1,5 @@
 """What starts a pipeline by itself: its job, a schedule, and a sensor for changed source files."""
 
-from collections.abc import Iterator
-
 import dagster as dg
 
 from assets.step import PipelineFolder
@@ -37,7 +35,7 @@ def build_automation(pipeline: PipelineFolder) -> dg.Definitions:
 
 
 def _build_sensor(pipeline: PipelineFolder) -> dg.SensorDefinition:
-    """A sensor that lists the source and starts one run for each new state of its files."""
+    """A sensor that lists the source and starts a run whenever its files have changed."""
     status = dg.DefaultSensorStatus
     default_status = status.RUNNING if pipeline.spec.watch else status.STOPPED
 
@@ -48,14 +46,17 @@ def _build_sensor(pipeline: PipelineFolder) -> dg.SensorDefinition:
         default_status=default_status,
         description=f"Starts {pipeline.name} when its source files change.",
     )
-    def sensor(_context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         try:
             files = list_source(pipeline.spec.source, pipeline.folder)
         except SourceError as error:
-            yield dg.SkipReason(str(error))
-            return
-        # The run key makes Dagster start at most one run for each state, whatever restarts.
+            return dg.SensorResult(skip_reason=str(error))
         state = digest([(file.path, file.fingerprint) for file in files])
-        yield dg.RunRequest(run_key=f"{pipeline.name}:{state}")
+        last, _, count = (context.cursor or ":0").partition(":")
+        if state == last:
+            return dg.SensorResult(skip_reason=f"the {len(files)} source files are unchanged")
+        # Counted, because a run key is taken once for ever and files may return to a former state.
+        cursor = f"{state}:{int(count) + 1}"
+        return dg.SensorResult(run_requests=[dg.RunRequest(run_key=cursor)], cursor=cursor)
 
     return sensor

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.step import Inputs, PipelineFolder, Step, Told
+from assets.step import PipelineFolder, Step, Told
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
 from millrace.pictures import line_chart, markdown
@@ -14,7 +14,7 @@ from millrace.spec import PipelineSpec
 def build_checkpoint(pipeline: PipelineFolder) -> dg.AssetsDefinition:
     """The asset `<pipeline>/checkpoint`."""
 
-    def keyed_by(spec: PipelineSpec, _inputs: Inputs) -> Any:
+    def keyed_by(spec: PipelineSpec) -> Any:
         return [
             spec.network.model_dump(),
             source_digest(spec.network, pipeline.folder),

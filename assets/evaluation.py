@@ -7,6 +7,7 @@ import dagster as dg
 from assets.step import PipelineFolder, Step, Told, trained_spec
 from millrace.gate import Outcome, decide
 from millrace.manifest import Manifest
+from millrace.models.source import source_digest
 from millrace.pictures import markdown
 from millrace.report import quality_picture
 from millrace.spec import PipelineSpec
@@ -21,6 +22,7 @@ def build_evaluation(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         version=1,
         tell=_tell,
         inputs=("shards", "checkpoint"),
+        keyed_by=lambda spec: source_digest(spec.network, pipeline.folder),
         tune=trained_spec,
     )
     checks = [step.check("gate", "The intervals clear the gate's bar and baselines.")]

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.step import Inputs, PipelineFolder, Step, Told, trained_spec
+from assets.step import PipelineFolder, Step, Told, trained_spec
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
 from millrace.spec import PipelineSpec
@@ -16,10 +16,12 @@ def build_release(pipeline: PipelineFolder) -> dg.AssetsDefinition:
     It verifies the gate itself: a blocking check on the evaluation acts only inside its own run.
     """
 
-    def keyed_by(spec: PipelineSpec, _inputs: Inputs) -> Any:
+    def keyed_by(spec: PipelineSpec) -> Any:
         return [
             spec.gate.model_dump(),
             spec.description,
+            spec.source.model_dump(),
+            spec.task.model_dump(),
             source_digest(spec.network, pipeline.folder),
         ]
 

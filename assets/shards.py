@@ -19,7 +19,7 @@ def build_shards(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         version=1,
         tell=_tell,
         inputs=("source_files",),
-        keyed_by=lambda spec, _inputs: [
+        keyed_by=lambda spec: [
             spec.task.model_dump(),
             spec.split.model_dump(),
             spec.shards.model_dump(),

@@ -14,7 +14,14 @@ SHOWN_FILES = 20
 
 def build_source_files(pipeline: PipelineFolder) -> dg.AssetsDefinition:
     """The asset `<pipeline>/source_files`."""
-    step = Step(pipeline, "source_files", "ingest", version=1, tell=_tell)
+    step = Step(
+        pipeline,
+        "source_files",
+        "ingest",
+        version=1,
+        tell=_tell,
+        keyed_by=lambda spec: [spec.source.model_dump(), spec.task.model_dump()],
+    )
     checks = [
         step.check("not_empty", "At least one record can be used."),
         step.check("nothing_rejected", "No record was rejected.", blocking=False),

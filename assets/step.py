@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from millrace import manifest as manifests
-from millrace.errors import MillraceError, ProcessDiedError
+from millrace.errors import GateError, MillraceError, NotFoundError, ProcessDiedError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -57,7 +57,7 @@ class Step:
     version: int
     tell: Callable[[Manifest, PipelineSpec], Told]
     inputs: tuple[str, ...] = ()
-    keyed_by: Callable[[PipelineSpec, Inputs], Any] = lambda _spec, _inputs: None
+    keyed_by: Callable[[PipelineSpec], Any] = lambda _spec: None
     tune: Callable[[PipelineSpec, Inputs], PipelineSpec] = lambda spec, _inputs: spec
 
     @property
@@ -74,7 +74,8 @@ class Step:
             key=self.key,
             group_name=self.pipeline.name,
             deps=[dg.AssetKey([self.pipeline.name, noun]) for noun in self.inputs],
-            code_version=str(self.version),
+            code_version=digest(self.version, self.keyed_by(self.pipeline.spec))[:12],
+            pool=self.pipeline.name,  # one run of a pipeline at a time: dagster.yaml limits it to 1
             check_specs=checks,
             kinds={kind},
             description=description,
@@ -121,6 +122,7 @@ class Step:
         inputs = {
             noun: manifests.current(storage, self.pipeline.name, noun) for noun in self.inputs
         }
+        _refuse_mixed(inputs)
         spec = self.tune(self.pipeline.spec, inputs)
         job = Job(
             pipeline=self.pipeline.name,
@@ -135,21 +137,27 @@ class Step:
         made = manifests.find(storage, job.pipeline, self.noun, job.key) if inputs else None
         is_reused = made is not None
         if made is None:
+            last = _last(storage, job.pipeline, self.noun)
             made = self._make(context, storage, compute, job)
+            is_unchanged = last is not None and last.digest == made.digest
         else:
+            is_unchanged = True
+        if is_unchanged:
             context.log.info("unchanged: %s of %s is reused", made.path, made.made_at)
         manifests.point(storage, made)
         metadata, checks = self.tell(made, spec)
         return dg.MaterializeResult(
             asset_key=self.key,
-            metadata=metadata | _common(made, url, is_reused=is_reused),
+            metadata=metadata
+            | _common(made, url, is_reused=is_reused)
+            | {"unchanged": is_unchanged},
             check_results=checks,
             data_version=dg.DataVersion(made.digest),
         )
 
     def _address(self, spec: PipelineSpec, inputs: Inputs) -> str:
         digests = {noun: made.digest for noun, made in inputs.items()}
-        return digest(self.noun, self.version, self.keyed_by(spec, inputs), digests)
+        return digest(self.noun, self.version, self.keyed_by(spec), digests)
 
     def _make(
         self,
@@ -172,19 +180,45 @@ class Step:
         return manifests.read(storage, path)
 
 
+def _refuse_mixed(inputs: Inputs) -> None:
+    """Refuse inputs that were not made from each other.
+
+    A checkpoint trained on other splits than those it is evaluated on has seen its test records.
+    """
+    for noun, made in inputs.items():
+        for origin, told in made.inputs.items():
+            if origin in inputs and inputs[origin].digest != told:
+                raise GateError(
+                    f"use the current {noun} of {made.pipeline}",
+                    f"it was made from {origin} {told[:12]}, the current one is "
+                    f"{inputs[origin].digest[:12]}",
+                    f"Materialize {made.pipeline}/{noun} first, or the whole pipeline in one run",
+                )
+
+
 def trained_spec(spec: PipelineSpec, inputs: Inputs) -> PipelineSpec:
     """The spec the current checkpoint was trained with."""
     facts = inputs["checkpoint"].facts
     return spec.with_parts({"network": facts["network"], "train": facts["train"]})
 
 
+def _last(storage: FsspecStorage, pipeline: str, noun: str) -> Manifest | None:
+    try:
+        return manifests.current(storage, pipeline, noun)
+    except NotFoundError:
+        return None
+
+
 def _common(made: Manifest, url: str, *, is_reused: bool) -> dict[str, Any]:
+    """What every materialization tells; what is reused took nothing this time."""
+    seconds, usd = round(made.seconds, 2), round(made.usd, 6)
     return {
         "manifest": f"{url}/{made.path}",
-        "reused": is_reused,
         "num_bytes": made.num_bytes,
-        "seconds": round(made.seconds, 2),
-        "usd": round(made.usd, 6),
+        "seconds": 0.0 if is_reused else seconds,
+        "usd": 0.0 if is_reused else usd,
+        "made_in_seconds": seconds,
+        "made_for_usd": usd,
     }
 
 

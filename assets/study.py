@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.step import Inputs, PipelineFolder, Step, Told
+from assets.step import PipelineFolder, Step, Told
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
 from millrace.pictures import Bar, bar_chart, line_chart, markdown
@@ -17,7 +17,7 @@ _NOT_SEARCHED = {"steps", "ranks", "checkpoint_every", "validate_every"}
 def build_study(pipeline: PipelineFolder) -> dg.AssetsDefinition:
     """The asset `<pipeline>/study`."""
 
-    def keyed_by(spec: PipelineSpec, _inputs: Inputs) -> Any:
+    def keyed_by(spec: PipelineSpec) -> Any:
         return [
             spec.network.model_dump(),
             source_digest(spec.network, pipeline.folder),
@@ -38,7 +38,9 @@ def build_study(pipeline: PipelineFolder) -> dg.AssetsDefinition:
 
 def _tell(made: Manifest, _spec: PipelineSpec) -> Told:
     facts = made.facts
-    complete = [(trial["number"], trial["loss"]) for trial in facts["trials"] if trial["loss"]]
+    complete = [
+        (trial["number"], trial["loss"]) for trial in facts["trials"] if trial["loss"] is not None
+    ]
     best_so_far = [
         (number, min(loss for other, loss in complete if other <= number)) for number, _ in complete
     ]

@@ -11,7 +11,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 FOLDER = Path(__file__).with_name("results")
+LOAD_BEFORE = os.getloadavg()[1]
+"""Of 5 minutes, when the benchmark was started: afterwards it would be the benchmark's own."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,36 @@ class Series:
         return statistics.median(self.values)
 
 
-def write(theme: str, unit: str, series: Sequence[Series], *, notes: str, packages: str) -> None:
+@dataclass(frozen=True)
+class Table:
+    """What was measured in one unit."""
+
+    unit: str
+    """Of every value, and which direction is better."""
+    series: Sequence[Series]
+    """Ours first; ratios are of each to it."""
+
+    def to_lines(self) -> list[str]:
+        """The table in Markdown."""
+        ours = self.series[0]
+        rows = [
+            f"| {one.name} | {one.median:.4g} | {min(one.values):.4g} to {max(one.values):.4g} | "
+            f"{len(one.values)} | {one.median / ours.median:.3f} |"
+            for one in self.series
+        ]
+        head = f"| | median, {self.unit} | spread | runs | ratio to ours |"
+        return [head, "|---|---|---|---|---|", *rows, ""]
+
+
+def write(theme: str, tables: Sequence[Table], *, notes: str, packages: str) -> None:
     """Write results/<theme>_<hardware>_<date>.md and print one JSON line.
 
     Args:
         theme: Name of the benchmark's module.
-        unit: Of every value, and which direction is better.
-        series: Ours first; ratios are of each to it.
+        tables: One for each unit.
         notes: What was done, in Markdown.
         packages: Names, separated by spaces, whose versions matter.
     """
-    ours = series[0]
-    rows = [
-        f"| {one.name} | {one.median:.4g} | {min(one.values):.4g} to {max(one.values):.4g} | "
-        f"{len(one.values)} | {one.median / ours.median:.3f} |"
-        for one in series
-    ]
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     cores = os.cpu_count()
     versions = ", ".join(f"{name} {version(name)}" for name in packages.split())
@@ -51,17 +69,14 @@ def write(theme: str, unit: str, series: Sequence[Series], *, notes: str, packag
             f"# {theme}",
             "",
             f"- Command: `python -m benchmarks.{theme} {' '.join(sys.argv[1:])}`".rstrip(),
-            f"- Hardware: {cores} cores, {platform.machine()}, no GPU; "
-            f"load before the run {os.getloadavg()[1]:.1f} (5 minutes)",
+            f"- Hardware: {cores} cores, {platform.machine()}, GPU: {_gpu()}; "
+            f"load before the run {LOAD_BEFORE:.1f} (5 minutes)",
             f"- Versions: Python {platform.python_version()}, {versions}",
             f"- Date: {date}",
             "",
             notes.strip(),
             "",
-            f"| | median, {unit} | spread | runs | ratio to ours |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
+            *(line for table in tables for line in table.to_lines()),
         ]
     )
     FOLDER.mkdir(exist_ok=True)
@@ -69,8 +84,11 @@ def write(theme: str, unit: str, series: Sequence[Series], *, notes: str, packag
     path.write_text(text)
     told: Mapping[str, object] = {
         "theme": theme,
-        "unit": unit,
         "file": path.name,
-        **{one.name: one.median for one in series},
+        **{table.unit: {one.name: one.median for one in table.series} for table in tables},
     }
     sys.stdout.write(text + "\n" + json.dumps(told) + "\n")
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"

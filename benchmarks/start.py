@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.result import Series, write
+from benchmarks.result import Series, Table, write
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
 from millrace.data.pack import pack
@@ -31,6 +31,8 @@ from millrace.storage import FsspecStorage
 
 ROOT = Path(__file__).parents[1]
 RANKS = 2
+Runs = Sequence[tuple[float, float]]
+"""Wall and CPU seconds of each run."""
 PEER = """
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -63,15 +65,19 @@ def main() -> None:
         shutil.rmtree(folder)
     write(
         "start",
-        "seconds of wall time (lower is better)",
         [
-            Series("millrace train, one step", [wall for wall, _ in ours]),
-            Series("torchrun, one step", [wall for wall, _ in peer]),
-            Series("millrace train, CPU seconds", [cpu for _, cpu in ours]),
-            Series("torchrun, CPU seconds", [cpu for _, cpu in peer]),
+            _table("seconds of wall time (lower is better)", ours, peer, 0),
+            _table("CPU seconds of all processes (lower is better)", ours, peer, 1),
         ],
         notes=f"{RANKS} ranks on gloo, from the call to the end of the last process.",
         packages="torch",
+    )
+
+
+def _table(unit: str, ours: Runs, peer: Runs, column: int) -> Table:
+    contestants = {"millrace train, one step": ours, "torchrun, one step": peer}
+    return Table(
+        unit, [Series(name, [run[column] for run in runs]) for name, runs in contestants.items()]
     )
 
 

@@ -18,12 +18,13 @@ from millrace import baselines
 from millrace import manifest as manifests
 from millrace.data.fields import Columns
 from millrace.data.stream import Samples
-from millrace.errors import TrainingError
-from millrace.intervals import Floats, ratio
+from millrace.errors import SpecError, TrainingError
+from millrace.intervals import Floats, paired, ratio
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
+from millrace.models.source import source_digest
 from millrace.spec import LanguageModelTask
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import log
@@ -40,11 +41,13 @@ def evaluate(job: Job) -> Manifest:
     """Score the checkpoint and the baselines on every sample of the test split.
 
     Raises:
+        SpecError: The network's code is not the one that was trained.
         TrainingError: The network's scores are not finite.
     """
     storage, world = FsspecStorage(job.store), World.alone()
     shards = manifests.read(storage, job.inputs["shards"])
     checkpoint = manifests.read(storage, job.inputs["checkpoint"])
+    _refuse_other_code(job, checkpoint)
     network = build_network(job.spec.network, DataFacts.from_manifest(shards.facts), job.folder)
     load_weights(network, checkpoint.file(WEIGHTS).read(storage))
     objective = build_objective(job.spec.task)
@@ -68,6 +71,17 @@ def evaluate(job: Job) -> Manifest:
         "num_records": len(records["weight"]),
     }
     return _describe(job, storage, {"shards": shards, "checkpoint": checkpoint}, facts, records)
+
+
+def _refuse_other_code(job: Job, checkpoint: Manifest) -> None:
+    trained, found = checkpoint.facts["code"], source_digest(job.spec.network, job.folder)
+    if trained != found:
+        raise SpecError(
+            f"evaluate {job.pipeline} with the network {job.spec.network.name}",
+            f"its code (SHA-256 {found[:12] or 'none'}) is not the one that the checkpoint was "
+            f"trained with ({trained[:12] or 'none'})",
+            "Materialize the checkpoint again, or put the file back as it was",
+        )
 
 
 def _score(network: nn.Module, objective: Objective, test: Samples, world: World) -> Columns:
@@ -111,7 +125,7 @@ def _compare(
         "baselines": {
             name: {
                 **ratio(sums, weights).to_dict(),
-                "gain": ratio(sign * (records["metric"] - sums), weights).to_dict(),
+                "gain": paired(sign * (records["metric"] - sums), weights).to_dict(),
             }
             for name, sums in found.items()
         },

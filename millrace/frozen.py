@@ -3,17 +3,75 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+def _refuse_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is needed, not {str(value).lower()}")  # noqa: TRY004  pydantic's
+    return value
+
+
+def _refuse_secrets(url: str) -> str:
+    if re.search(r"://[^/@]*:[^/]*@", url):
+        raise ValueError(
+            "the URL holds a password; keep credentials in the environment (for S3: "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    return url
+
+
+_CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_MONTHS = frozenset("jan feb mar apr may jun jul aug sep oct nov dec".split())  # noqa: SIM905
+_DAYS = frozenset("sun mon tue wed thu fri sat".split())  # noqa: SIM905
+
+
+def _check_cron(line: str) -> str:
+    fields = line.split()
+    if line and len(fields) != len(_CRON):
+        raise ValueError(
+            f"`{line}` has {len(fields)} fields; a cron line has five, such as `0 2 * * *`: "
+            "minute hour day month weekday"
+        )
+    for (name, low, high), text in zip(_CRON, fields, strict=False):  # none where it is empty
+        if not all(_is_cron_item(item, name, low, high) for item in text.split(",")):
+            raise ValueError(
+                f"`{line}`: {name} is `{text}`; it may be *, {low} to {high}, a range (1-5), "
+                "a step (*/2) or several with commas"
+            )
+    return line
+
+
+def _is_cron_item(item: str, name: str, low: int, high: int) -> bool:
+    found = re.fullmatch(r"(\*|(\w+)(?:-(\w+))?)(?:/([1-9][0-9]*))?", item, re.ASCII)
+    names = {"month": _MONTHS, "weekday": _DAYS}.get(name, frozenset())
+    return found is not None and all(
+        value is None or value.lower() in names or (value.isdecimal() and low <= int(value) <= high)
+        for value in (found[2], found[3])
+    )
+
+
+NUMBER = BeforeValidator(_refuse_truth)
+PositiveInt = Annotated[int, Field(gt=0), NUMBER]
+NonNegativeInt = Annotated[int, Field(ge=0), NUMBER]
+PositiveFloat = Annotated[float, Field(gt=0), NUMBER]
+Fraction = Annotated[float, Field(ge=0, lt=1), NUMBER]
 Scalar = bool | int | float | str
+Url = Annotated[str, AfterValidator(_refuse_secrets)]
+CronLine = Annotated[str, AfterValidator(_check_cron)]
 
 
 def digest(*parts: Any) -> str:
@@ -26,7 +84,11 @@ class Frozen(BaseModel):
     """Immutable; an unknown key is refused and the nearest known one named."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # a refused URL may hold a password
     )
 
     @model_validator(mode="before")
@@ -40,9 +102,29 @@ class Frozen(BaseModel):
         return values
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Iterable[str], what: str = "key") -> str:
     """The sentence for a key that is no field, with the nearest field if one is near."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"unknown key `{key}`.{hint} Known keys: {', '.join(names)}"
+    return f"unknown {what} `{key}`.{hint} Known {what}s: {', '.join(names)}"
+
+
+def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
+    """What a validation found wrong: where, as keys from the root, and the sentence."""
+    found = []
+    for line in error.errors():
+        where = tuple(part for part in line["loc"] if part not in _TAGS)
+        what = line["msg"].removeprefix("Value error, ")
+        name = ".".join(map(str, where))
+        sentence = f"{name}: {what}" if where else what
+        if line["type"] == "unknown_key":
+            where = (*where, line["ctx"]["key"])
+        found.append((where, sentence))
+    return found
+
+
+# What pydantic puts into a place to say which kind of a section it tried; no key of the YAML.
+_TAGS = frozenset(
+    {"ngram_copy", "conv", "mlp", "custom", "range", "choices", "language_model", "classification"}
+)

@@ -1,13 +1,15 @@
 """The gate: may this checkpoint become a release? Decided by intervals, never by a point."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from millrace.spec import GateSpec
 
 DEFAULT_BASELINES = {"bits_per_byte": ("zstd-19",), "accuracy": ("majority",)}
+MIN_RECORDS = 20
+"""Test records below which no interval is trusted: a bootstrap of fewer is too narrow."""
 
 
 class Outcome(StrEnum):
@@ -52,7 +54,8 @@ def decide(gate: GateSpec, evaluation: Mapping[str, Any]) -> Verdict:
     """The verdict on an evaluation's facts.
 
     A rule passes when the whole interval lies on the good side of its limit, fails when the whole
-    interval lies on the other, and cannot tell when the limit lies inside.
+    interval lies on the other, and cannot tell when the limit lies inside. With fewer than
+    MIN_RECORDS test records no rule can tell.
     """
     metric, higher = evaluation["metric"], evaluation["higher_is_better"]
     estimate = evaluation["estimate"]
@@ -81,6 +84,10 @@ def decide(gate: GateSpec, evaluation: Mapping[str, Any]) -> Verdict:
                 f"gain {gain['value']:.4f} [{gain['low']:.4f}, {gain['high']:.4f}]",
             )
         )
+    count = evaluation["num_records"]
+    if count < MIN_RECORDS:
+        few = f"; only {count} test records, at least {MIN_RECORDS} are needed to decide"
+        rules = [replace(r, outcome=Outcome.CANNOT_TELL, found=r.found + few) for r in rules]
     return Verdict(tuple(rules))
 
 

@@ -101,6 +101,8 @@ def follow(verb: str, job: Job) -> Iterator[dict[str, Any]]:
     failure: MillraceError | None = None
     try:
         for line in process.stdout:
+            if not line.strip():
+                continue
             event = parse(line)
             if event is None:
                 tail.append(line.rstrip())

@@ -8,7 +8,7 @@ again; the digest is known after it, and is the asset's data version.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -109,20 +109,43 @@ def read(storage: Storage, path: str) -> Manifest:
 
 
 def find(storage: Storage, pipeline: str, noun: str, key: str) -> Manifest | None:
-    """What has been published under this key, if anything."""
+    """What has been published under this key and is still whole, if anything.
+
+    A manifest whose files are gone, or not of the size it says, is deleted: what it named is then
+    made again. Damage that keeps the size shows only when a file is read.
+    """
     try:
-        return read(storage, f"{folder(pipeline, noun, key)}/manifest.json")
+        made = read(storage, f"{folder(pipeline, noun, key)}/manifest.json")
     except NotFoundError:
         return None
+    if _lacks_files(storage, made):
+        storage.delete(made.path)
+        return None
+    return made
 
 
 def publish(storage: Storage, manifest: Manifest) -> Manifest:
-    """Make the manifest appear; if another run published the key first, theirs is returned."""
+    """Make the manifest appear; if another run published the key first, theirs is returned.
+
+    Theirs is replaced where its files are lost, or damaged: equal files were then found at its
+    paths with other bytes, and so written to other paths.
+    """
     try:
         storage.write(manifest.path, manifest.to_bytes(), if_absent=True)
     except ExistsError:
-        return read(storage, manifest.path)
+        theirs = find(storage, manifest.pipeline, manifest.noun, manifest.key)
+        if theirs and (theirs.digest != manifest.digest or theirs.files == manifest.files):
+            return theirs
+        storage.write(manifest.path, manifest.to_bytes())
     return manifest
+
+
+def _lacks_files(storage: Storage, manifest: Manifest) -> bool:
+    """Whether a file is gone or of another size, told by listing each folder once."""
+    sizes: dict[str, int] = {}
+    for parent in sorted({file.path.rpartition("/")[0] for file in manifest.files}):
+        sizes |= storage.list(parent)
+    return any(sizes.get(file.path) != file.num_bytes for file in manifest.files)
 
 
 def point(storage: Storage, manifest: Manifest) -> None:
@@ -148,12 +171,14 @@ def current(storage: Storage, pipeline: str, noun: str) -> Manifest:
         raise CorruptError(
             f"read the pointer {storage.url}/{path}", f"it is no pointer of ours ({error})", _DELETE
         ) from error
-    return read(storage, target)
-
-
-def total_usd(manifests: Iterable[Manifest]) -> float:
-    """What several steps cost together."""
-    return sum(manifest.usd for manifest in manifests)
+    try:
+        return read(storage, target)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"find the current {noun} of {pipeline} in {storage.url}",
+            f"{target} is gone",
+            f"Materialize {pipeline}/{noun} again",
+        ) from error
 
 
 def _pointer(pipeline: str, noun: str) -> str:

@@ -17,7 +17,7 @@ from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
-from millrace.models.source import source_path
+from millrace.models.source import source_digest, source_path
 from millrace.spec import CustomNetwork
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import log
@@ -40,7 +40,7 @@ def release(job: Job) -> Manifest:
     shards = manifests.read(storage, job.inputs["shards"])
     checkpoint = manifests.read(storage, job.inputs["checkpoint"])
     evaluation = manifests.read(storage, job.inputs["evaluation"])
-    verdict = _verify(job, checkpoint, evaluation)
+    verdict = _verify(job, shards, checkpoint, evaluation)
     folder = manifests.folder(job.pipeline, NOUN, job.key)
     facts = DataFacts.from_manifest(shards.facts)
     described = {
@@ -83,13 +83,25 @@ def release(job: Job) -> Manifest:
     )
 
 
-def _verify(job: Job, checkpoint: Manifest, evaluation: Manifest) -> Verdict:
+def _verify(job: Job, shards: Manifest, checkpoint: Manifest, evaluation: Manifest) -> Verdict:
     asked = f"release the checkpoint {checkpoint.digest[:12]} of {job.pipeline}"
     if evaluation.inputs["checkpoint"] != checkpoint.digest:
         raise GateError(
             asked,
             f"the evaluation is of checkpoint {evaluation.inputs['checkpoint'][:12]}",
             f"Materialize {job.pipeline}/evaluation first",
+        )
+    if evaluation.inputs["shards"] != shards.digest or checkpoint.inputs["shards"] != shards.digest:
+        raise GateError(
+            asked,
+            "checkpoint, evaluation and shards were not made from each other",
+            f"Materialize {job.pipeline} as a whole",
+        )
+    if checkpoint.facts["code"] != source_digest(job.spec.network, job.folder):
+        raise GateError(
+            asked,
+            f"{job.spec.network.name} was changed after the training",
+            f"Materialize {job.pipeline}/checkpoint again, or restore the file",
         )
     verdict = decide(job.spec.gate, evaluation.facts)
     if verdict.outcome is not Outcome.PASS:

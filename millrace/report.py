@@ -67,7 +67,7 @@ def collect(store: str, pipeline: str) -> dict[str, Any]:
         "pipeline": pipeline,
         "store": store,
         "steps": steps,
-        "quality": _quality(made.get("evaluation")),
+        "quality": _quality(made),
         "released": _is_released(made),
         "seconds": round(sum(manifest.seconds for manifest in made.values()), 2),
         "usd": round(sum(manifest.usd for manifest in made.values()), 6),
@@ -128,10 +128,13 @@ def quality_picture(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _quality(evaluation: Manifest | None) -> dict[str, Any]:
-    if evaluation is None:
+def _quality(made: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Of the current checkpoint; nothing where the last evaluation is of an earlier one."""
+    if not {"evaluation", "checkpoint"} <= set(made):
         return {}
-    facts = evaluation.facts
+    if made["evaluation"].inputs["checkpoint"] != made["checkpoint"].digest:
+        return {}
+    facts = made["evaluation"].facts
     baselines = {name: value["value"] for name, value in facts["baselines"].items()}
     return {"metric": facts["metric"], **facts["estimate"], "baselines": baselines}
 
@@ -147,6 +150,8 @@ def as_text(found: dict[str, Any]) -> str:
         lines += ["", f"  {quality['metric']} on held-out records, with its 95 % interval"]
         lines.append(f"    {'this model':<22}{quality['value']:.4f} {spread}")
         lines += [f"    {name:<22}{value:.4f}" for name, value in quality["baselines"].items()]
+    elif "evaluation" in found["steps"]:
+        lines += ["", "  the evaluation is of an earlier checkpoint"]
     lines += [
         "",
         f"  released: {_released(found)}",

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -13,15 +11,38 @@ from pydantic import (
     model_validator,
 )
 
+from millrace.errors import SpecError
 from millrace.frozen import (
+    NUMBER,
+    CronLine,
     Fraction,
     Frozen,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Scalar,
+    Url,
+    located_sentences,
     unknown_key,
 )
+from millrace.networks import ConvNetwork, CustomNetwork, MlpNetwork, Network, NgramCopyNetwork
+
+# Of what is imported: the networks are part of the spec to all who read one.
+__all__ = ["ConvNetwork", "CustomNetwork", "MlpNetwork", "Network", "NgramCopyNetwork"]
+
+BASELINES = {
+    "language_model": ("zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"),
+    "classification": ("majority", "logistic-regression"),
+}
+# Fields of `train` that no trial can be compared by, and why.
+NOT_SEARCHED = {
+    "train.steps": "every trial trains for `search.steps`",
+    "train.ranks": "every trial trains in one process",
+    "train.seed": "a lucky seed is no better a setting",
+    "train.checkpoint_every": "trials keep no checkpoints",
+    "train.validate_every": "trials validate at the study's own steps",
+    "train.validate_samples": "losses on other samples cannot be compared",
+}
 
 
 def sentences(error: ValidationError) -> list[str]:
@@ -29,44 +50,20 @@ def sentences(error: ValidationError) -> list[str]:
     return [sentence for _, sentence in located_sentences(error)]
 
 
-def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
-    """What a validation found wrong: where, as keys from the root, and the sentence."""
-    found = []
-    for line in error.errors():
-        where = tuple(part for part in line["loc"] if part not in _TAGS)
-        what = line["msg"].removeprefix("Value error, ")
-        name = ".".join(map(str, where))
-        sentence = f"{name}: {what}" if where else what
-        if line["type"] == "unknown_key":
-            where = (*where, line["ctx"]["key"])
-        found.append((where, sentence))
-    return found
-
-
-_TAGS = {
-    "ngram_copy",
-    "conv",
-    "mlp",
-    "custom",
-    "range",
-    "choices",
-    "language_model",
-    "classification",
-}
-
-
 class SourceSpec(Frozen):
     """Which files hold the records and how to read them."""
 
-    url: str
+    url: Url
     """A file, folder or glob: any fsspec URL, a path relative to the pipeline's folder,
-    `stdlib://GLOB` (the running interpreter's library) or `package://NAME/GLOB`."""
+    `stdlib://GLOB` (the running interpreter's library) or `package://NAME/GLOB`. Credentials belong
+    into the environment."""
     exclude: tuple[str, ...] = ()
     """Globs of paths to leave out, matched against the path below the url's fixed part."""
     format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta"] = "auto"
     """`auto` goes by the extension; compression (gz, zst) is told by the first bytes."""
     records: Literal["line", "file"] = "line"
-    """Text only: whether a line (ended by LF) or a whole file is one record."""
+    """Text only: whether a line (ended by LF) or a whole file is one record; empty ones are
+    none."""
     encoding: str = "utf-8"
     """Of text, JSONL and CSV; a byte-order mark overrules it."""
     header: bool = True
@@ -92,8 +89,9 @@ class LanguageModelTask(Frozen):
     """Predict each byte of a text from the bytes before it."""
 
     kind: Literal["language_model"]
+    """Says which task it is."""
     text: str = "text"
-    """The record's field that holds the text (`sequence` for FASTA)."""
+    """The record's field that holds the text (`sequence` for FASTA); an empty text is no record."""
     block_bytes: PositiveInt = 1024
     """Bytes per sample: a text is cut into blocks of this length."""
 
@@ -102,6 +100,7 @@ class ClassificationTask(Frozen):
     """Predict a record's label from its numbers or its image."""
 
     kind: Literal["classification"]
+    """Says which task it is."""
     label: str = "label"
     """The record's field that holds the class; an image's label is its folder's name."""
     inputs: tuple[str, ...] = ()
@@ -137,7 +136,7 @@ class SplitSpec(Frozen):
 class ShardsSpec(Frozen):
     """How samples are laid out on the store."""
 
-    level: Annotated[int, Field(ge=1, le=22)] = 3
+    level: Annotated[int, Field(ge=1, le=22), NUMBER] = 3
     """zstd level."""
     frame_bytes: PositiveInt = 2**20
     """Raw bytes in a frame, the unit that is fetched, verified and decoded alone."""
@@ -145,72 +144,6 @@ class ShardsSpec(Frozen):
     """Raw bytes in a shard."""
     unit_bytes: PositiveInt = 16 * 2**20
     """Source bytes packed together: what is packed again when one of its files changes."""
-
-
-class NgramCopyNetwork(Frozen):
-    """Language model over bytes: hashed n-grams, and copying from its own context."""
-
-    name: Literal["ngram_copy"]
-    width: PositiveInt = 64
-    """Channels."""
-    table_bits: Annotated[int, Field(ge=8, le=24)] = 14
-    """Each n-gram order hashes into 2**table_bits rows."""
-
-
-class ConvNetwork(Frozen):
-    """Small convolutional classifier of images."""
-
-    name: Literal["conv"]
-    width: PositiveInt = 32
-    """Channels of the first convolution; the second has twice as many."""
-    dropout: Fraction = 0.1
-    """Share of the features dropped before the last layer while training."""
-
-
-class MlpNetwork(Frozen):
-    """Fully connected classifier of flat numbers."""
-
-    name: Literal["mlp"]
-    width: PositiveInt = 128
-    """Units of each hidden layer."""
-    depth: PositiveInt = 2
-    """Hidden layers."""
-    dropout: Fraction = 0.1
-    """Share of the units dropped while training."""
-
-
-class CustomNetwork(BaseModel):
-    """The user's own `torch.nn.Module`: further keys are handed to its constructor."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    name: Annotated[str, Field(pattern=r"^[\w./-]+\.py:\w+$")]
-    """`file.py:Class`, the file lying beside the pipeline's defs.yaml."""
-
-    @property
-    def file_name(self) -> str:
-        """Name of the file that holds the class."""
-        return self.name.partition(":")[0]
-
-
-def _network_tag(value: Any) -> str:
-    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return "custom" if ":" in str(name) else str(name)
-
-
-Network = Annotated[
-    Annotated[NgramCopyNetwork, Tag("ngram_copy")]
-    | Annotated[ConvNetwork, Tag("conv")]
-    | Annotated[MlpNetwork, Tag("mlp")]
-    | Annotated[CustomNetwork, Tag("custom")],
-    Discriminator(
-        _network_tag,
-        custom_error_type="unknown_network",
-        custom_error_message=(
-            "`name` must be ngram_copy, conv, mlp, or file.py:Class for your own network"
-        ),
-    ),
-]
 
 
 class TrainSpec(Frozen):
@@ -224,7 +157,7 @@ class TrainSpec(Frozen):
     """Data-parallel processes; must divide the batch."""
     learning_rate: PositiveFloat = 1e-3
     """Peak rate of AdamW."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0), NUMBER] = 0.01
     """Of matrices; vectors and embeddings are not decayed."""
     warmup: Fraction = 0.1
     """Share of the steps in which the rate rises; it then falls to 0 along a cosine."""
@@ -249,8 +182,10 @@ class TrainSpec(Frozen):
 class Range(Frozen):
     """Numbers from `low` to `high`; whole numbers when both ends are."""
 
-    low: float | int
-    high: float | int
+    low: Annotated[float | int, NUMBER]
+    """The smallest number that may be drawn."""
+    high: Annotated[float | int, NUMBER]
+    """The largest."""
     log: bool = False
     """Whether equal ratios, not equal differences, are equally likely."""
 
@@ -264,17 +199,30 @@ class Range(Frozen):
 
     def holds(self, value: Scalar) -> bool:
         """Whether the value lies in the range."""
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.low <= float(value) <= self.high
+
+    def samples(self) -> tuple[Scalar, ...]:
+        """Its ends and, where they are not whole, a number between that is not whole either."""
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return (self.low, self.high)
+        between = self.low + (self.high - self.low) / 2**0.5
+        return (self.low, self.high, between)
 
 
 class Choices(Frozen):
     """One of the listed values."""
 
     choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+    """Two values or more."""
 
     def holds(self, value: Scalar) -> bool:
         """Whether the value is one of the choices."""
         return value in self.choices
+
+    def samples(self) -> tuple[Scalar, ...]:
+        """All of them."""
+        return self.choices
 
 
 def _values_tag(value: Any) -> str:
@@ -292,10 +240,11 @@ class SearchSpec(Frozen):
     """The Optuna study: what may vary, how many trials, how long each trains."""
 
     space: Annotated[dict[str, Values], Field(min_length=1)]
-    """Field path (`train.learning_rate`, `network.width`) to the values it may take."""
+    """Field path (`train.learning_rate`, `network.width`) to the values it may take; the spec's own
+    value must be among them."""
     trials: PositiveInt = 12
     """Trials in all; the first is the spec as written."""
-    steps: Annotated[int, Field(ge=9)] = 90
+    steps: Annotated[int, Field(ge=9), NUMBER] = 90
     """Steps of a trial that is never pruned; the first two rungs are a ninth and a third."""
     together: PositiveInt = 4
     """Trials asked for at once: a larger number keeps more workers busy, a smaller one lets
@@ -310,8 +259,9 @@ class GateSpec(Frozen):
     """What a checkpoint must show on the test split to become a release."""
 
     beats: tuple[str, ...] = ()
-    """Baselines that the metric's interval must lie clear of; empty means the task's own."""
-    bar: float | Literal["none"] = "none"
+    """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
+    `xz-9-solid`, `6-gram` or `majority`, `logistic-regression`; empty means the task's own."""
+    bar: Annotated[float | Literal["none"], NUMBER] = "none"
     """Value of the metric that its whole interval must reach."""
 
 
@@ -328,7 +278,7 @@ class PipelineSpec(Frozen):
     train: TrainSpec
     search: SearchSpec
     gate: GateSpec = GateSpec()
-    schedule: str = ""
+    schedule: CronLine = ""
     """A cron line (`0 2 * * *`): when to run the whole pipeline; empty means by hand."""
     watch: bool = False
     """Whether the sensor that starts a run when source files change is on from the start."""
@@ -344,20 +294,28 @@ class PipelineSpec(Frozen):
             shape = list(self.task.shape)
             if name == "conv" and len(shape) != 3:
                 raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
-        defaults = self.values_at(self.search.space)
-        for path, values in self.search.space.items():
-            if not values.holds(defaults[path]):
-                raise ValueError(
-                    f"search.space `{path}`: the default {defaults[path]} lies outside it; "
-                    "the first trial is the spec as written"
-                )
-            ends = values.choices if isinstance(values, Choices) else (values.low, values.high)
-            for end in ends:
-                try:
-                    _replaced(self, {path: end})
-                except ValueError as error:
-                    raise ValueError(f"search.space `{path}`: value {end}: {error}") from None
+        for baseline in self.gate.beats:
+            if baseline not in BASELINES[kind]:
+                told = unknown_key(baseline, BASELINES[kind], "baseline")
+                raise ValueError(f"gate.beats: {told} of a {kind}")
+        self._refuse_unusable_space()
         return self
+
+    def _refuse_unusable_space(self) -> None:
+        self.values_at(self.search.space)  # refuses a path that is no field
+        for path, values in self.search.space.items():
+            if path in NOT_SEARCHED:
+                raise ValueError(f"search.space `{path}`: no use to vary it, {NOT_SEARCHED[path]}")
+            for value in values.samples():
+                try:
+                    _replaced(self, {path: value})
+                except ValueError as error:
+                    raise ValueError(f"search.space `{path}`: value {value}: {error}") from None
+            if path == "train.batch" and isinstance(values, Range) and self.train.ranks > 1:
+                raise ValueError(
+                    f"search.space `{path}`: not every number from {values.low} to {values.high} "
+                    f"is a multiple of ranks ({self.train.ranks}); list multiples as `choices`"
+                )
 
     def values_at(self, paths: Iterable[str]) -> dict[str, Scalar]:
         """The spec's own value of each field path."""
@@ -371,12 +329,31 @@ class PipelineSpec(Frozen):
         return found
 
     def with_values(self, values: Mapping[str, Scalar]) -> "PipelineSpec":
-        """A copy with the fields at these paths (`train.learning_rate`) changed, checked anew."""
-        return self.with_parts(_replaced(self, values))
+        """A copy with the fields at these paths (`train.learning_rate`) changed, checked anew.
+
+        Raises:
+            SpecError: A path is no field, or the changed spec is wrong.
+        """
+        try:
+            parts = _replaced(self, values)
+        except ValueError as error:
+            raise SpecError(f"change {', '.join(values)}", str(error), _FIX) from None
+        return self.with_parts(parts)
 
     def with_parts(self, parts: Mapping[str, Any]) -> "PipelineSpec":
-        """A copy with whole parts (`network`, `train`) replaced by these values, checked anew."""
-        return PipelineSpec.model_validate(self.model_dump() | dict(parts))
+        """A copy with whole parts (`network`, `train`) replaced by these values, checked anew.
+
+        Raises:
+            SpecError: The changed spec is wrong.
+        """
+        try:
+            return PipelineSpec.model_validate(self.model_dump() | dict(parts))
+        except ValidationError as error:
+            found = "; ".join(sentences(error))
+            raise SpecError(f"change {', '.join(parts)} of the spec", found, _FIX) from None
+
+
+_FIX = "Correct defs.yaml, or materialize again what was made from another one"
 
 
 def _replaced(spec: PipelineSpec, values: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -396,5 +373,5 @@ def _replaced(spec: PipelineSpec, values: Mapping[str, Scalar]) -> dict[str, Any
 
 
 def _searchable(spec: PipelineSpec) -> list[str]:
-    train = [f"train.{field}" for field in TrainSpec.model_fields]
-    return train + [f"network.{field}" for field in spec.network.model_dump()]
+    train = {f"train.{field}" for field in TrainSpec.model_fields} - NOT_SEARCHED.keys()
+    return sorted(train) + [f"network.{field}" for field in spec.network.model_dump()]

@@ -1,6 +1,7 @@
 """Events: one JSON object per line on standard output, from any process to whoever follows it.
 
-A line that starts with `{"event":` is an event; every other line is a log line and passes through.
+A line that starts with `{"event":` is an event; every other line that is not
+blank is a log line and passes through.
 """
 
 import json
@@ -16,8 +17,8 @@ _lock = threading.Lock()
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Write one event."""
-    line = json.dumps({"event": event, **fields}) + "\n"
+    """Write one event, on a line of its own whatever a library left unfinished before it."""
+    line = "\n" + json.dumps({"event": event, **fields}) + "\n"
     with _lock:  # one write per line, or two threads' lines would mix
         sys.stdout.write(line)
         sys.stdout.flush()

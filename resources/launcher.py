@@ -1,9 +1,12 @@
 """A run launcher that notices dead run workers, so that run monitoring can fail and retry them."""
 
+import os
 from pathlib import Path
 
 from dagster import DagsterEventType, DagsterRun, DefaultRunLauncher
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
+
+PROC = Path("/proc")
 
 
 class LocalRunLauncher(DefaultRunLauncher):
@@ -33,8 +36,21 @@ class LocalRunLauncher(DefaultRunLauncher):
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether the process runs; where there is no /proc (macOS), a zombie counts as running."""
+    if not PROC.is_dir():
+        return _takes_signals(pid)
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = (PROC / str(pid) / "stat").read_text()
     except FileNotFoundError:
         return False
     return stat.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def _takes_signals(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and another user's
+        return True
+    return True

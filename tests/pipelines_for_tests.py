@@ -30,6 +30,7 @@ GONE_WITHIN_SECONDS = 5.0
 NETWORKS = '''
 import os
 import signal
+import threading
 
 import torch.nn.functional as F
 from torch import nn
@@ -72,6 +73,11 @@ class Raising(Linear):
 class Deadly(Linear):
     def forward(self, inputs):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stuck(Linear):
+    def forward(self, inputs):
+        threading.Event().wait()
 '''
 
 

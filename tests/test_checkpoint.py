@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from millrace import manifest as manifests
+from millrace.errors import StorageError
 from millrace.spec import TrainSpec
 from millrace.storage import FsspecStorage
 from millrace.train.checkpoint import Checkpoints, Place, load_weights, weights_to_bytes
@@ -119,3 +121,30 @@ def test_weights_go_into_a_network_of_the_same_shape_only() -> None:
         load_weights(
             nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2)), weights_to_bytes(network)
         )
+
+
+class Failing(FsspecStorage):
+    """A store that lists, and fails for a while when asked for content."""
+
+    def read(self, path: str, *_: object, **__: object) -> bytes:
+        raise StorageError(f"read {path}", "503 Slow Down", "Try again")
+
+
+def test_a_store_that_does_not_answer_is_no_reason_to_begin_again(tmp_path: Path) -> None:
+    save_steps(Checkpoints(FsspecStorage(str(tmp_path)), "p", "key"), 2)
+
+    with pytest.raises(StorageError, match="503 Slow Down"):
+        Checkpoints(Failing(str(tmp_path)), "p", "key").resume(*build_training(1))
+
+
+def test_seconds_are_kept_and_change_no_digest(tmp_path: Path) -> None:
+    storage = FsspecStorage(str(tmp_path))
+    checkpoints, digests = Checkpoints(storage, "p", "key"), []
+
+    for seconds in (1.5, 99.0):
+        checkpoints.save(Place(7, seconds=seconds), *build_training(0))
+        assert checkpoints.resume(*build_training(1)).seconds == seconds
+        path = "p/checkpoint/key/step-00000007/manifest.json"
+        digests.append(manifests.read(storage, path).digest)
+
+    assert digests[0] == digests[1]

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 from millrace import baselines
 from millrace import manifest as manifests
 from millrace.data.stream import Samples
-from millrace.errors import TrainingError
+from millrace.errors import SpecError, TrainingError
 from millrace.evaluate import evaluate
 from millrace.intervals import ratio
 from millrace.manifest import Manifest
@@ -40,7 +41,7 @@ def publish_weights(line: Line, network: nn.Module) -> None:
     """Make these the weights of the current checkpoint."""
     path = f"{NAME}/checkpoint/other/{WEIGHTS}"
     file = StoredFile.written(line.storage, path, weights_to_bytes(network))
-    line.publish(Manifest(NAME, "checkpoint", "other", files=(file,)))
+    line.publish(Manifest(NAME, "checkpoint", "other", files=(file,), facts={"code": ""}))
 
 
 def test_accuracy_is_the_share_of_test_records_that_the_weights_get_right(
@@ -125,3 +126,19 @@ def test_a_network_that_answers_nan_is_refused(released_points: Line, tmp_path: 
 
     with pytest.raises(TrainingError, match="NaN or infinite scores"):
         evaluate(line.job("evaluation-of-nan"))
+
+
+def test_a_network_file_edited_after_the_training_is_refused(
+    released_sentences: Line, tmp_path: Path
+) -> None:
+    line = released_sentences.copy(tmp_path / "line")
+    trained = manifests.current(line.storage, NAME, "checkpoint").facts["code"]
+    path = line.root / "source" / "networks.py"
+    assert trained == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text(path.read_text() + "# edited\n")
+
+    with pytest.raises(SpecError, match="is not the one that the checkpoint was trained") as caught:
+        evaluate(line.job("evaluation-of-other-code"))
+
+    assert trained[:12] in caught.value.found
+    assert "put the file back" in caught.value.fix

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.gate import Outcome, Rule, Verdict, decide
+from millrace.gate import MIN_RECORDS, Outcome, Rule, Verdict, decide
 from millrace.spec import GateSpec
 
 finite = st.floats(-10, 10)
@@ -13,11 +13,17 @@ SEVERITY = [Outcome.PASS, Outcome.CANNOT_TELL, Outcome.FAIL]
 
 
 def evaluation(
-    low: float, high: float, gain: tuple[float, float] = (1.0, 2.0), *, higher: bool = True
+    low: float,
+    high: float,
+    gain: tuple[float, float] = (1.0, 2.0),
+    *,
+    higher: bool = True,
+    num_records: int = MIN_RECORDS,
 ) -> dict[str, Any]:
     return {
         "metric": "accuracy" if higher else "bits_per_byte",
         "higher_is_better": higher,
+        "num_records": num_records,
         "estimate": {"value": (low + high) / 2, "low": low, "high": high},
         "baselines": {
             ("majority" if higher else "zstd-19"): {
@@ -99,3 +105,15 @@ def test_an_interval_that_is_not_a_number_opens_nothing() -> None:
     verdict = decide(GateSpec(bar=0.5), evaluation(math.nan, math.nan))
 
     assert verdict.outcome is Outcome.CANNOT_TELL
+
+
+@pytest.mark.parametrize("gate", [GateSpec(), GateSpec(bar=0.5), GateSpec(beats=("xgboost",))])
+def test_with_too_few_test_records_no_rule_can_tell(gate: GateSpec) -> None:
+    verdict = decide(gate, evaluation(0.9, 1.0, num_records=MIN_RECORDS - 1))
+
+    assert {rule.outcome for rule in verdict.rules} == {Outcome.CANNOT_TELL}
+    assert "only 19 test records, at least 20 are needed to decide" in str(verdict)
+    assert {rule.outcome for rule in decide(gate, evaluation(0.9, 1.0)).rules} <= {
+        Outcome.PASS,
+        Outcome.FAIL,
+    }

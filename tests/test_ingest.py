@@ -134,6 +134,15 @@ def test_a_damaged_profile_is_made_anew(build_job: BuildJob, damage: str) -> Non
     assert len(load_ids(storage, again)) == 2
 
 
+def test_an_empty_text_is_passed_over_like_an_empty_line(build_job: BuildJob) -> None:
+    job = build_job(source={"url": "*", "max_rejected": 0})
+    put(job, {"a.jsonl": jsonl("", "x", ""), "b.csv": b'text,n\n"",1\ny,2\n'})
+
+    made = publish(job)
+
+    assert (made.facts["num_records"], made.facts["num_rejected"]) == (2, 0)
+
+
 def test_rejected_records_are_reported_with_file_and_line(build_job: BuildJob) -> None:
     job = build_job(source={"url": "*", "max_rejected": 0.9})
     put(
@@ -192,6 +201,7 @@ def test_too_many_rejections_are_an_error_that_shows_some(build_job: BuildJob) -
     [
         ({"a.jsonl": b""}, "none: 0 rejected"),
         ({"a.jsonl": b"\n\n"}, "none: 0 rejected"),
+        ({"a.jsonl": jsonl("", "")}, "none: 0 rejected"),
         ({"a.jsonl": jsonl(None)}, r"none: 1 rejected \(a\.jsonl:1: field `text` is null\)"),
         ({"a.jsonl": b'{"body": "x"}'}, r"no field `text`; the record has body"),
     ],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from millrace.intervals import ratio
+from millrace.intervals import paired, ratio
 
 
 def test_the_interval_of_a_share_is_the_textbooks() -> None:
@@ -43,3 +43,37 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         hits += found.low <= 0.7 <= found.high
 
     assert 34 <= hits <= 40
+
+
+def test_a_share_without_a_single_miss_is_not_certain() -> None:
+    right, wrong = (ratio(np.full(8, value), np.ones(8)) for value in (1.0, 0.0))
+
+    assert right.value == 1.0
+    assert right.high == pytest.approx(1.0)
+    assert right.low == pytest.approx(0.6756, abs=1e-4)  # 8 / (8 + 1.96 ** 2)
+    assert wrong.low == pytest.approx(0.0)
+    assert wrong.high == pytest.approx(1 - right.low)
+
+
+def test_two_that_never_differ_may_still_do_so() -> None:
+    few, many = (paired(np.zeros(count), np.ones(count)) for count in (30, 3000))
+
+    assert few.low == -few.high == pytest.approx(-0.1135, abs=1e-4)
+    assert -0.002 < many.low < 0 == many.value
+
+
+@pytest.mark.parametrize(("wins", "is_certain"), [(1, False), (3, False), (4, True), (30, True)])
+def test_wins_without_a_loss_are_certain_only_when_there_are_enough(
+    wins: int, is_certain: bool
+) -> None:
+    found = paired(np.repeat([1.0, 0.0], [wins, 100 - wins]), np.ones(100))
+
+    assert (found.low >= 0) == is_certain  # as the gate asks
+    lost = paired(-np.repeat([1.0, 0.0], [wins, 100 - wins]), np.ones(100))
+    assert (lost.low, lost.high) == pytest.approx((-found.high, -found.low), abs=0.01)
+
+
+def test_gains_that_are_no_outcomes_keep_their_bootstrap_interval() -> None:
+    gains = np.random.default_rng(0).normal(1.0, 0.1, 50)
+
+    assert paired(gains, np.ones(50)) == ratio(gains, np.ones(50))

@@ -144,5 +144,62 @@ def test_a_manifest_finds_its_files_by_name(local: FsspecStorage) -> None:
         made.file("test.zst")
 
 
-def test_the_cost_of_several_manifests_is_their_sum(local: FsspecStorage) -> None:
-    assert manifests.total_usd([build(local), build(local)]) == 1.0
+def test_a_manifest_without_its_files_is_found_no_more(storage: FsspecStorage) -> None:
+    made = manifests.publish(storage, build(storage))
+    storage.delete(made.files[0].path)
+
+    assert manifests.find(storage, "p", "shards", made.key) is None
+    assert made.path not in storage.list("p")
+
+
+def test_a_manifest_with_a_file_of_another_size_is_found_no_more(storage: FsspecStorage) -> None:
+    made = manifests.publish(storage, build(storage))
+    storage.write(made.files[0].path, b"other size")
+
+    assert manifests.find(storage, "p", "shards", made.key) is None
+
+
+def test_publishing_again_replaces_a_manifest_whose_files_are_lost(local: FsspecStorage) -> None:
+    first = manifests.publish(local, build(local, by="first"))
+    local.delete(first.files[0].path)
+    other = StoredFile.written(local, f"{first.folder}/other.zst", b"other")
+    second = replace(first, files=(other,), facts={"by": "second"})
+
+    assert manifests.publish(local, second) == second
+    assert manifests.find(local, "p", "shards", first.key) == second
+
+
+def test_publishing_equal_files_again_replaces_those_that_were_damaged(
+    local: FsspecStorage,
+) -> None:
+    first = manifests.publish(local, build(local))
+    local.write(first.files[0].path, b"contenT")
+
+    again = manifests.publish(local, build(local))
+
+    assert again.digest == first.digest
+    assert again.file("train.zst").read(local) == b"content"
+
+
+def test_two_runs_of_one_key_with_other_bits_leave_the_first_whole(storage: FsspecStorage) -> None:
+    path = f"p/checkpoint/{'1' * 16}/weights.safetensors"
+    files = [StoredFile.written(storage, path, data) for data in (b"first", b"other")]
+    first, other = (Manifest("p", "checkpoint", "1" * 64, files=(file,)) for file in files)
+
+    manifests.publish(storage, first)
+    adopted = manifests.publish(storage, other)
+
+    assert adopted == first
+    assert adopted.file("weights.safetensors").read(storage) == b"first"
+    assert other.file("weights.safetensors").read(storage) == b"other"
+
+
+def test_a_pointer_to_a_manifest_that_is_gone_says_what_to_materialize(
+    local: FsspecStorage,
+) -> None:
+    made = manifests.publish(local, build(local))
+    manifests.point(local, made)
+    local.delete(made.path)
+
+    with pytest.raises(NotFoundError, match=r"is gone\. Materialize p/shards again"):
+        manifests.current(local, "p", "shards")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
-from millrace.data.pack import SPLITS, cut_units, draw_splits, first_of_each, pack
+from millrace.data.pack import SPLITS, _sorted_classes, cut_units, draw_splits, first_of_each, pack
 from millrace.data.stream import Samples
-from millrace.errors import SourceError
+from millrace.errors import CorruptError, SourceError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -101,6 +101,48 @@ def test_packing_again_writes_nothing_and_reads_no_source(
     assert (second.path, second.digest) == (first.path, first.digest)
     assert written(job) == before
     assert opened == []
+
+
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_a_shard_deleted_after_damage_is_made_anew(
+    build_job: BuildJob, opened: list[str], is_flipped: bool
+) -> None:
+    job = build_job(shards=ONE_FILE_A_UNIT)
+    storage = FsspecStorage(job.store)
+    for letter in "abc":
+        put(job, f"{letter}.jsonl", names(letter, 40))
+    first = publish(job)
+    damaged = first.files[0]
+    whole = storage.read(damaged.path)
+    if is_flipped:
+        storage.write(damaged.path, whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CorruptError, match="Delete that object and materialize"):
+            damaged.read(storage)
+    storage.delete(damaged.path)
+    opened.clear()
+
+    assert manifests.find(storage, job.pipeline, "shards", first.key) is None
+    second = publish(job)
+
+    assert opened == ["a.jsonl"]
+    assert storage.read(damaged.path) == whole
+    assert (second.path, second.digest, second.files) == (first.path, first.digest, first.files)
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ({"10", "9", "-1"}, ["-1", "9", "10"]),
+        ({"1", "01", "001", "0"}, ["0", "001", "01", "1"]),
+        ({"²", "1"}, ["1", "²"]),
+        ({"--1", "1"}, ["--1", "1"]),
+        ({"-", "1"}, ["-", "1"]),
+    ],
+)
+def test_classes_are_sorted_alike_whatever_they_are_called(
+    classes: set[str], expected: list[str]
+) -> None:
+    assert _sorted_classes(classes) == expected
 
 
 def test_only_the_unit_of_a_changed_file_is_packed_again(

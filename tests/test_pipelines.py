@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import dagster as dg
 import pytest
 
 from assets.evaluation import build_evaluation
+from assets.pipeline import build_chain
 from assets.release import build_release
 from assets.shards import build_shards
 from assets.source_files import build_source_files
@@ -178,7 +180,7 @@ def test_a_cron_line_becomes_a_schedule_and_watch_switches_the_sensor_on(
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
 
 
-def test_the_sensor_asks_for_one_run_per_state_of_the_source_files(
+def test_the_sensor_asks_for_a_run_each_time_the_source_files_change(
     spec: PipelineSpec, tmp_path: Path
 ) -> None:
     from assets.automation import build_automation  # noqa: PLC0415
@@ -187,19 +189,25 @@ def test_the_sensor_asks_for_one_run_per_state_of_the_source_files(
     (sensor,) = build_automation(PipelineFolder("p", str(tmp_path), changed)).sensors or ()
     assert isinstance(sensor, dg.SensorDefinition)
 
-    def run_keys() -> list[str | None]:
-        with dg.build_sensor_context() as context:
-            requests = sensor.evaluate_tick(context).run_requests or []
-        return [request.run_key for request in requests]
+    cursor: str | None = None
 
-    assert run_keys() == []  # nothing there yet: the tick is skipped with the reason
+    def tick() -> list[str | None]:
+        nonlocal cursor
+        with dg.build_sensor_context(cursor=cursor) as context:
+            found = sensor.evaluate_tick(context)
+        cursor = found.cursor
+        return [request.run_key for request in found.run_requests or []]
+
+    assert tick() == []  # nothing there yet: the tick is skipped with the reason
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_text("x,label\n1,a\n")
-    first = run_keys()
-    assert len(first) == 1
-    assert run_keys() == first
+    (first,) = tick()
+    assert tick() == []
     (tmp_path / "data" / "b.csv").write_text("x,label\n2,b\n")
-    assert run_keys() != first
+    (second,) = tick()
+    (tmp_path / "data" / "b.csv").unlink()
+    (third,) = tick()
+    assert len({first, second, third}) == 3
 
 
 def test_the_readmes_command_releases_digits(finished: tuple[Site, int, str]) -> None:
@@ -251,6 +259,31 @@ def test_release_alone_refuses_after_a_failed_gate_and_the_last_release_stays(
     assert site.current("release") == before
 
 
+def test_shards_that_the_checkpoint_was_not_trained_on_are_refused(
+    finished: tuple[Site, int, str], spec: PipelineSpec, tmp_path: Path
+) -> None:
+    site = Site(finished[0].home, str(tmp_path / "store"))
+    shutil.copytree(finished[0].store, site.store)
+    other = spec.with_parts({"split": {"validation": 0.15, "test": 0.2, "seed": 7}})
+    folder = PipelineFolder("digits", str(ROOT / "pipelines" / "digits"), other)
+
+    assert materialize(build_shards(folder), site).success
+    for build in (build_evaluation, build_release):
+        message = failure_of(materialize(build(folder), site))
+        assert "was made from shards" in message
+
+
+def test_a_changed_field_of_the_spec_makes_what_depends_on_it_stale(spec: PipelineSpec) -> None:
+    def versions(spec: PipelineSpec) -> dict[str, str | None]:
+        defs = build_chain(PipelineFolder("digits", str(ROOT), spec))
+        assets = [asset for asset in defs.assets or () if isinstance(asset, dg.AssetsDefinition)]
+        return {asset.key.path[-1]: asset.code_versions_by_key[asset.key] for asset in assets}
+
+    longer = spec.with_parts({"train": spec.train.model_dump() | {"steps": 400}})
+    before, after = versions(spec), versions(longer)
+    assert {noun for noun in NOUNS if before[noun] != after[noun]} == {"checkpoint"}
+
+
 def _follow_until(process: subprocess.Popen[str], text: str) -> list[str]:
     assert process.stdout is not None
     lines = []
@@ -262,9 +295,12 @@ def _follow_until(process: subprocess.Popen[str], text: str) -> list[str]:
 
 
 @pytest.fixture
-def half_trained(tmp_path: Path) -> Site:
-    """A site whose Dagster process was killed in the middle of training."""
+def half_trained(finished: tuple[Site, int, str], tmp_path: Path) -> Site:
+    """A site with a study, whose Dagster process was killed in the middle of training."""
     site = make_site(tmp_path)
+    shutil.copytree(finished[0].store, site.store)
+    for noun in ("checkpoint", "evaluation", "release"):
+        shutil.rmtree(Path(site.store, "digits", noun))
     process = site.start()
     _follow_until(process, "checkpoint: step 100")
     process.send_signal(signal.SIGKILL)

@@ -4,9 +4,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from millrace.errors import SpecError
 from millrace.frozen import digest
 from millrace.job import Job
-from millrace.spec import PipelineSpec, sentences
+from millrace.spec import NOT_SEARCHED, PipelineSpec, sentences
+from tests.spec_table import SECTIONS
 
 BuildSpec = Callable[..., PipelineSpec]
 BuildJob = Callable[..., Job]
@@ -23,6 +25,10 @@ def complaint(build_spec: BuildSpec, **sections: Any) -> str:
 
 def space(**values: Any) -> dict[str, Any]:
     return {"space": {"train.learning_rate": values}}
+
+
+def space_of(**search: Any) -> dict[str, Any]:
+    return {"search": space(low=1e-4, high=1e-2) | search}
 
 
 def test_an_unknown_key_is_refused_and_the_nearest_named(build_spec: BuildSpec) -> None:
@@ -52,6 +58,21 @@ def test_a_key_near_no_other_lists_the_known_ones(build_spec: BuildSpec) -> None
         ({"train": {"steps": 5, "batch": 4, "seed": -1}}, "train.seed: "),
         ({"train": {"steps": 5, "batch": 4, "learning_rate": float("nan")}}, "train.learning_rate"),
         ({"train": {"steps": 5, "batch": 4, "learning_rate": float("inf")}}, "train.learning_rate"),
+        ({"train": {"steps": True, "batch": 4}}, "train.steps: a number is needed, not true"),
+        ({"train": {"steps": 5, "batch": 4, "warmup": False}}, "train.warmup: a number is needed"),
+        ({"train": {"steps": 5, "batch": 4, "weight_decay": True}}, "train.weight_decay: a number"),
+        ({"shards": {"level": True}}, "shards.level: a number is needed"),
+        (space_of(steps=True), "search.steps: a number is needed"),
+        ({"gate": {"bar": True}}, "gate.bar: a number is needed"),
+        ({"gate": {"beats": ["zstd19"]}}, "unknown baseline `zstd19`. Did you mean `zstd-19`?"),
+        ({"gate": {"beats": ["majority"]}}, "gate.beats: unknown baseline `majority`."),
+        ({"schedule": "0 2 * *"}, "schedule: `0 2 * *` has 4 fields; a cron line has five"),
+        ({"schedule": "daily"}, "schedule: `daily` has 1 fields"),
+        ({"schedule": "60 2 * * *"}, "minute is `60`; it may be *, 0 to 59"),
+        ({"schedule": "0 2 * * funday"}, "weekday is `funday`"),
+        ({"schedule": "mon 2 * * *"}, "minute is `mon`"),
+        ({"schedule": "0 2,, * * *"}, "hour is `2,,`"),
+        ({"schedule": "*/0 2 * * *"}, "minute is `*/0`"),
         ({"train": [1, 2]}, "train: "),
         ({"train": None}, "train: "),
         ({"source": {"url": "*", "format": "xlsx"}}, "source.format: "),
@@ -80,13 +101,18 @@ def test_a_wrong_type_or_value_is_refused_where_it_stands(
         (space(low=1e-2, high=1e-4), "low (0.01) must be below high (0.0001)"),
         (space(low=0.1, high=0.1), "low (0.1) must be below high (0.1)"),
         (space(low=0, high=0.1, log=True), "a log range must start above 0"),
-        (space(low=1e-2, high=1e-1), "the default 0.001 lies outside it"),
         (space(low=-1.0, high=0.1), "search.space `train.learning_rate`: value -1.0: "),
         (space(choices=[]), "search.space.train.learning_rate: Tuple should have at least 2"),
         (space(choices=[0.1]), "search.space.train.learning_rate: Tuple should have at least 2"),
         (space(choices=[1e-3, "fast"]), "search.space `train.learning_rate`: value fast: "),
         (space(low=0.1), "search.space.train.learning_rate.high: Field required"),
         (space(low=0.1, hihg=1.0), "unknown key `hihg`. Did you mean `high`?"),
+        (space(low=True, high=2), "search.space.train.learning_rate.low: a number is needed"),
+        ({"space": {"train.batch": {"low": 4, "high": 8}}}, "is a multiple of ranks (2); list"),
+        (
+            {"space": {"train.batch": {"low": 4.0, "high": 8.0}}},
+            "search.space `train.batch`: value",
+        ),
         ({"space": {"train.learning_rate": 0.1}}, "search.space.train.learning_rate: "),
         ({"space": {"train.learning_rate": [0.1, 1.0]}}, "search.space.train.learning_rate: "),
         ({"space": {"train.learning_rate": "1e-4"}}, "search.space.train.learning_rate: "),
@@ -116,6 +142,67 @@ def test_a_search_path_that_is_no_field_is_refused_and_the_nearest_named(
 
     assert f"search.space: unknown key `{path}`." in found
     assert near in found
+
+
+@pytest.mark.parametrize("path", NOT_SEARCHED)
+def test_a_field_that_no_trial_can_be_compared_by_is_not_searched(
+    build_spec: BuildSpec, path: str
+) -> None:
+    found = complaint(build_spec, search={"space": {path: {"choices": [2, 4]}}})
+
+    assert f"search.space `{path}`: no use to vary it, {NOT_SEARCHED[path]}" in found
+
+
+def test_a_range_of_batches_for_a_single_rank_is_searched(build_spec: BuildSpec) -> None:
+    values = {"low": 4, "high": 8}
+
+    spec = build_spec(
+        train={"steps": 5, "batch": 4, "ranks": 1}, search={"space": {"train.batch": values}}
+    )
+
+    assert spec.search.space["train.batch"].model_dump() == values | {"log": False}
+
+
+@pytest.mark.parametrize("line", ["", "0 2 * * *", "*/5 0-6,12 1,15 jan-mar MON-fri", "0 0 1 1 7"])
+def test_a_cron_line_is_taken(build_spec: BuildSpec, line: str) -> None:
+    assert build_spec(schedule=line).schedule == line
+
+
+@pytest.mark.parametrize("url", ["ftp://me:hunter2@host/x", "https://me:hunter2@host:8080/*.csv"])
+def test_a_url_with_a_password_is_refused_without_repeating_it(
+    build_spec: BuildSpec, url: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        build_spec(source={"url": url})
+
+    assert "source.url: the URL holds a password" in "\n".join(sentences(caught.value))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a:b@c", "https://host:8080/a@b", "a:b@c", "me@host:x"]
+)
+def test_a_url_without_a_password_is_taken(build_spec: BuildSpec, url: str) -> None:
+    assert build_spec(source={"url": url}).source.url == url
+
+
+def test_a_spec_changed_to_a_value_outside_its_space_is_taken(build_spec: BuildSpec) -> None:
+    # A checkpoint trained before the space was narrowed can still be evaluated.
+    narrowed = build_spec(search=space(low=5e-4, high=2e-3))
+
+    trained = narrowed.with_parts({"train": {"steps": 5, "batch": 4, "learning_rate": 0.5}})
+
+    assert trained.train.learning_rate == 0.5
+    assert narrowed.with_values({"train.learning_rate": 0.5}) == trained
+
+
+def test_a_spec_changed_to_a_wrong_one_is_our_error(build_spec: BuildSpec) -> None:
+    spec = build_spec()
+
+    with pytest.raises(SpecError, match=r"change train of the spec: train\.batch: Field required"):
+        spec.with_parts({"train": {"steps": 5}})
+    with pytest.raises(SpecError, match=r"change train\.batch: .*multiple of ranks"):
+        spec.with_values({"train.batch": 5})
 
 
 def test_the_yaml_spelling_of_a_small_number_is_a_number(build_spec: BuildSpec) -> None:
@@ -208,15 +295,14 @@ def test_a_job_survives_json(build_job: BuildJob) -> None:
     assert Job.model_validate_json(job.model_dump_json()) == job
 
 
-def test_every_field_a_user_writes_has_a_description(build_spec: BuildSpec) -> None:
-    spec = build_spec()
-    sections = (spec.source, spec.split, spec.shards, spec.train, spec.search, spec.gate)
+def test_every_field_a_user_writes_has_a_description() -> None:
+    sections = {name for name in SECTIONS if name.isidentifier()} | {"task", "network"}
 
     bare = {
-        f"{type(section).__name__}.{name}"
-        for section in sections
-        for name, field in type(section).model_fields.items()
-        if not field.description
+        f"{kind.__name__}.{name}"
+        for kind in SECTIONS.values()
+        for name, field in kind.model_fields.items()
+        if not field.description and name not in sections
     }
 
     assert not bare

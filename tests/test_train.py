@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,10 @@ from millrace.launch import follow
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
+from millrace.train import loop
 from millrace.train.checkpoint import Checkpoints
 from millrace.train.loop import Trainer, TrainingData
-from millrace.train.world import World
+from millrace.train.world import World, choose_device
 from tests.pipelines_for_tests import NAME, Line, Tree, events
 
 pytest_plugins = ("tests.engine_fixtures",)
@@ -52,6 +56,8 @@ def test_a_training_killed_again_and_again_ends_with_the_bits_of_an_unbroken_one
     assert last_words == [["ProcessDiedError"], ["ProcessDiedError"], []]
     assert resumed.measured["resumed_at"] >= 150
     assert resumed.digest == checkpoint_of(trained_points).digest
+    last_attempt = (300 - resumed.measured["resumed_at"]) / resumed.measured["steps_per_second"]
+    assert resumed.seconds > last_attempt + 1  # three starts of at least a second among them
     assert not [path for path in line.storage.list(f"{NAME}/checkpoint") if "/step-" in path]
 
 
@@ -158,11 +164,11 @@ def test_a_resumed_trainer_repeats_the_unbroken_one_dropout_included(
 
     with closing(build_trainer(line, job)) as unbroken:
         unbroken.run_to(7)  # between two points of the curve, which has one every 2 steps
-        checkpoints.save(unbroken.place(), unbroken.network, unbroken.optimizer)
+        checkpoints.save(unbroken.place(12.5), unbroken.network, unbroken.optimizer)
         unbroken.run_to(16)
     with closing(build_trainer(line, job)) as resumed:
         resumed.resume(checkpoints)
-        assert resumed.step == 7
+        assert (resumed.step, resumed.seconds_before) == (7, 12.5)
         resumed.run_to(16)
 
     assert resumed.curve == unbroken.curve
@@ -189,3 +195,81 @@ def test_a_place_is_refused_when_the_loss_is_not_a_number(points: Line) -> None:
             nn.init.constant_(parameter, float("nan"))
         with pytest.raises(TrainingError, match="train to step 1 of 900: the loss is nan"):
             trainer.run_to(9, after_step=trainer.place)  # the curve looks every 9 steps only
+
+
+def validated(line: Line, count: int, world_size: int = 1, seed: int = 0) -> torch.Tensor:
+    """The inputs that all ranks of a world look at, sorted."""
+    job = line.job(train=train_section(line, ranks=1, validate_samples=count, seed=seed))
+    shards = manifests.read(line.storage, job.inputs["shards"])
+    data = TrainingData.load(line.storage, shards)
+    asked = []
+    for rank in range(world_size):
+        world = World(rank, world_size, torch.device("cpu"))
+        for columns in loop._selection(data.validation, job.spec.train, world):
+            asked += [tuple(row) for row in columns["inputs"].tolist()]
+    return torch.tensor(sorted(asked))
+
+
+def test_validation_looks_at_a_seeded_selection_not_at_the_first_samples(points: Line) -> None:
+    shards = manifests.current(points.storage, NAME, "shards")
+    stored = next(TrainingData.load(points.storage, shards).validation.batches(20))["inputs"]
+
+    first = validated(points, 20)
+    asked = []
+    job = points.job(train=train_section(points, ranks=1, validate_samples=20))
+    with closing(build_trainer(points, job)) as trainer:
+        trainer.network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0]))
+        trainer.validate()
+
+    assert sorted(torch.cat(asked).tolist()) == first.tolist()
+    assert len(first) == len(stored) == 20
+    assert first.tolist() != sorted(stored.tolist())
+    assert torch.equal(first, validated(points, 20))
+    assert not torch.equal(first, validated(points, 20, seed=1))
+
+
+@pytest.mark.parametrize("count", [50, 10**9])
+def test_every_world_size_validates_on_the_same_samples(points: Line, count: int) -> None:
+    shards = manifests.current(points.storage, NAME, "shards")
+    split = len(TrainingData.load(points.storage, shards).validation)
+
+    alone = validated(points, count)
+
+    assert len(alone) == min(count, split)
+    for world_size in (2, 4):
+        assert torch.equal(validated(points, count, world_size), alone)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "is_first", "said"),
+    [(1, 2, True, True), (1, 2, False, False), (0, 2, True, False), (2, 2, True, False)],
+)
+def test_too_few_gpus_for_the_ranks_are_told_once(
+    gpus: int,
+    ranks: int,
+    is_first: bool,
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+    device = choose_device(0, ranks, is_first=is_first)
+
+    assert device.type == ("cuda" if gpus >= ranks else "cpu")
+    assert ("Set `train.ranks` to 1" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("proc", ["/proc", "/no/such/folder"])
+def test_a_run_worker_is_known_to_live_with_and_without_proc(
+    proc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Imported here: it loads Dagster, which the other tests can do without.
+    from resources import launcher  # noqa: PLC0415
+
+    monkeypatch.setattr(launcher, "PROC", Path(proc))
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+
+    assert launcher._is_alive(os.getpid())
+    assert not launcher._is_alive(gone.pid)

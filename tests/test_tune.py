@@ -1,5 +1,7 @@
 import math
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,8 @@ from millrace.job import Job
 from millrace.launch import follow, write_job
 from millrace.manifest import Manifest
 from millrace.spec import Choices, Range, Values
+from millrace.tune import pool as pools
+from millrace.tune import study as studies
 from millrace.tune.pool import Pool, RungJob
 from millrace.tune.space import rungs, suggest
 from millrace.tune.study import tune
@@ -203,3 +207,55 @@ def test_rungs_are_a_ninth_a_third_and_all(
     job: Job = points.job(search=search_section(points, steps=steps))
 
     assert rungs(job.spec.search) == expected
+
+
+def test_a_worker_that_falls_silent_is_named_by_its_trial(
+    points: Line, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "SILENCE_SECONDS", 0.6)
+    job = points.copy(tmp_path / "line").job(network={"name": "networks.py:Stuck"})
+
+    with (
+        pytest.raises(ProcessDiedError, match="train trial 5 to step 2: its worker has said nothi"),
+        Pool(write_job(job, "worker"), 1) as pool,
+    ):
+        list(pool.run([RungJob(5, {}, 2)]))
+
+    assert tree.is_gone()
+
+
+def test_blank_lines_of_a_worker_are_not_its_last_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL) as process:
+        worker = pools._Worker(process)
+
+        heard = [pools._hear(worker, line) for line in ("", "  ", "words")]
+
+    assert heard == [None] * 3
+    assert list(worker.tail) == ["words"]
+    assert capsys.readouterr().out.count('"event": "log"') == 1
+
+
+def test_a_loss_of_exactly_zero_is_the_best(points: Line, tmp_path: Path) -> None:
+    line = points.copy(tmp_path / "line")
+    job = line.job("study")
+    study = optuna.create_study()
+    for loss in (0.5, 0.0, 0.25):
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={"train.learning_rate": 0.01, "train.batch": 16},
+                distributions={
+                    "train.learning_rate": optuna.distributions.FloatDistribution(1e-4, 0.1),
+                    "train.batch": optuna.distributions.CategoricalDistribution((8, 16, 32)),
+                },
+                value=loss,
+                user_attrs={"seconds": 1.0},
+            )
+        )
+
+    made = studies._describe(
+        job, line.storage, manifests.current(line.storage, NAME, "shards"), study
+    )
+
+    assert (made.facts["best_trial"], made.facts["best_loss"]) == (1, 0.0)

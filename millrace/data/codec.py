@@ -15,6 +15,7 @@ import zstandard
 
 from millrace.data.fields import Columns, Field
 from millrace.errors import CorruptError
+from millrace.storage import HEAL
 
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 # zstd's contrib/seekable_format: a skippable frame whose footer ends in this number.
@@ -71,7 +72,7 @@ def decompress(frame: bytes, raw_bytes: int, what: str) -> bytes:
         raise CorruptError(asked, str(error), _FIX) from error
 
 
-_FIX = "The shard is damaged: delete it and materialize the shards again"
+_FIX = f"The shard is damaged. {HEAL}"
 
 
 def frame_digest(frame: bytes) -> str:

@@ -29,7 +29,7 @@ from millrace.storage import FsspecStorage, Storage, StoredFile
 from millrace.telemetry import Progress
 
 NOUN = "source_files"
-VERSION = 1
+VERSION = 2
 SHOWN_REJECTIONS = 50
 READERS = 8
 
@@ -52,15 +52,22 @@ class ReadFile:
 
 
 def read_values(file: SourceFile, job: Job, encoder: Encoder) -> Iterator[Value | Rejection]:
-    """What the task takes from each record of a file, in order."""
+    """What the task takes from each record of a file, in order; empty ones are skipped.
+
+    An empty text has no sample. It is passed over like an empty line, not rejected: empty files
+    are usual among source code.
+    """
     for found in read_records(file, job.spec.source, encoder.needs):
         if isinstance(found, Rejection):
             yield found
             continue
         try:
-            yield encoder.extract(found.record)
+            value = encoder.extract(found.record)
         except UnusableRecordError as error:
             yield Rejection(found.where, str(error))
+        else:
+            if value.inputs:
+                yield value
 
 
 def ingest(job: Job) -> Manifest:

@@ -311,7 +311,7 @@ def _overlap(split_ids: npt.NDArray[np.uint64], splits: npt.NDArray[np.int8]) ->
 
 
 def _sorted_classes(classes: set[str]) -> list[str]:
-    """Numbers in numeric order, else alphabetic."""
-    if all(name.lstrip("-").isdigit() for name in classes):
-        return sorted(classes, key=int)
+    """Whole numbers in numeric order (`1` after `01`, its equal), else alphabetic."""
+    if all(name.removeprefix("-").isdecimal() for name in classes):
+        return sorted(classes, key=lambda name: (int(name), name))
     return sorted(classes)

@@ -10,7 +10,7 @@ import numpy as np
 from millrace.data import codec
 from millrace.data.fields import Columns, Field
 from millrace.errors import CorruptError
-from millrace.storage import Storage, StoredFile
+from millrace.storage import HEAL, Storage, StoredFile
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class ShardReader:
             raise CorruptError(
                 f"read {what} (digest {frame.digest})",
                 f"its digest is {codec.frame_digest(data)}",
-                "The shard is damaged: delete it and materialize the shards again",
+                f"The shard is damaged. {HEAL}",
             )
         raw = codec.decompress(data, frame.raw_bytes, what)
         return codec.decode_batch(raw, self._fields, self._schema)

@@ -12,7 +12,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from millrace import manifest as manifests
-from millrace.errors import CorruptError, StorageError
+from millrace.errors import CorruptError, NotFoundError
 from millrace.manifest import Manifest
 from millrace.storage import Storage, StoredFile
 from millrace.telemetry import log
@@ -32,6 +32,8 @@ class Place:
     """The losses so far."""
     recent: list[list[float]] = field(default_factory=list)
     """Loss and weight summed up since the curve's last point, by rank."""
+    seconds: float = 0.0
+    """Spent so far by all attempts; measured, so no part of the digest."""
 
 
 def weights_to_bytes(network: nn.Module) -> bytes:
@@ -84,25 +86,33 @@ class Checkpoints:
                 self._storage, f"{folder}/{OPTIMIZER}", _optimizer_to_bytes(optimizer)
             ),
         )
-        made = Manifest(self._pipeline, self._noun, key, files=files, facts=asdict(place))
+        facts = asdict(place)
+        measured = {"seconds": facts.pop("seconds")}
+        made = Manifest(
+            self._pipeline, self._noun, key, files=files, facts=facts, measured=measured
+        )
         # Not conditional: a checkpoint found damaged is replaced when its step comes round again.
         self._storage.write(made.path, made.to_bytes())
         for old in self._steps()[:-KEEP]:
             self._delete(old)
 
     def resume(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
-        """Load the newest whole checkpoint and tell its place: the beginning when there is none."""
+        """Load the newest whole checkpoint and tell its place: the beginning when there is none.
+
+        Raises:
+            StorageError: The store does not answer. That is no reason to begin again at step 0.
+        """
         for path in reversed(self._steps()):
             try:
                 made = manifests.read(self._storage, path)
                 weights = made.file(WEIGHTS).read(self._storage)
                 state = made.file(OPTIMIZER).read(self._storage)
-            except (CorruptError, StorageError) as error:
+            except (CorruptError, NotFoundError) as error:
                 log(f"checkpoint skipped: {error}")
                 continue
             load_weights(network, weights)
             _load_optimizer(optimizer, state)
-            return Place(**made.facts)
+            return Place(**made.facts, **made.measured)
         return Place()
 
     def clear(self) -> None:

@@ -5,7 +5,7 @@ Trainer.run_to(step) --> batches of the stream --> updates
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from millrace.data.fields import Columns
+from millrace.data.order import Order
 from millrace.data.stream import Samples, Stream
 from millrace.errors import StorageError, TrainingError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
+from millrace.spec import TrainSpec
 from millrace.storage import Storage
 from millrace.train.checkpoint import Checkpoints, Place
 from millrace.train.objective import build_objective, mean_loss, to_batch
@@ -68,6 +71,8 @@ class Trainer:
         self.steps = steps or spec.steps
         self.step = 0
         self.curve: list[Point] = []
+        self.seconds_before = 0.0
+        """Seconds that earlier attempts spent up to the checkpoint that was taken up."""
         self._objective = build_objective(job.spec.task)
         self._data = data
         torch.manual_seed(spec.seed)
@@ -104,21 +109,25 @@ class Trainer:
                 "Run it again: the store answered some ranks and not others",
             )
         self.step, self.curve = place.step, place.curve
+        self.seconds_before = place.seconds
         recent = self._recent.new_tensor(place.recent)
         if len(recent) == self._world.size:
             self._recent = recent[self._world.rank]
         elif len(recent) and self._world.is_first:  # other ranks than then: the sum is the same
             self._recent = recent.sum(0)
 
-    def place(self) -> Place:
+    def place(self, seconds: float = 0.0) -> Place:
         """Where the training stands, for a checkpoint; every rank must ask.
+
+        Args:
+            seconds: What all attempts have spent so far.
 
         Raises:
             TrainingError: The loss since the last point of the curve is no finite number.
         """
         recent = self._world.rows(self._recent)
         self._refuse_nonfinite(recent[:, 0].sum().item(), "loss")
-        return Place(self.step, self.curve, recent.tolist())
+        return Place(self.step, self.curve, recent.tolist(), seconds)
 
     def run_to(self, step: int, after_step: Callable[[], object] = lambda: None) -> None:
         """Update until `step` updates are done, calling `after_step` after each.
@@ -157,23 +166,16 @@ class Trainer:
         self.curve.append({"step": self.step, "train_loss": loss / weight})
 
     def validate(self) -> dict[str, float]:
-        """Mean loss in nats and the metric on the first samples of the validation split."""
+        """Mean loss in nats and the metric on a seeded selection of the validation split.
+
+        The selection is the same for any world size and at every step, so points of the curve
+        compare; the first samples in stored order would be of one class where labels are folders.
+        """
         self.network.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._world.device)
-        seen, size = 0, max(1, self._spec.batch // self._world.size)
         with torch.inference_mode():
-            for number, columns in enumerate(self._data.validation.batches(size)):
-                if seen >= self._spec.validate_samples:
-                    break
-                # Cut to the very number, or the world size would decide which samples are seen.
-                few = {
-                    name: part[: self._spec.validate_samples - seen]
-                    for name, part in columns.items()
-                }
-                seen += len(few["record"])
-                if number % self._world.size != self._world.rank:
-                    continue
-                scores = self._objective.scores(self.network, to_batch(few, self._world.device))
+            for columns in _selection(self._data.validation, self._spec, self._world):
+                scores = self._objective.scores(self.network, to_batch(columns, self._world.device))
                 for i, part in enumerate((scores.loss_B, scores.metric_B, scores.weight_B)):
                     sums[i] += part.sum()
         loss, metric, weight = self._world.sum(sums).tolist()
@@ -193,3 +195,22 @@ class Trainer:
                 f"the {what} is {value}",
                 "Lower `train.learning_rate`, check the network, or look for extreme inputs",
             )
+
+
+def _selection(samples: Samples, spec: TrainSpec, world: World) -> Iterator[Columns]:
+    """This rank's microbatches of a seeded selection of samples, the whole split if that is less.
+
+    Each frame is decoded once, by the ranks that serve samples of it; one at a time is in memory.
+    """
+    order = Order(samples.samples_per_frame, spec.seed)
+    frames, indices = order.locate(0, 0, min(spec.validate_samples, len(samples)))
+    size, number = max(1, spec.batch // world.size), 0
+    for frame in np.unique(frames):
+        chosen = np.sort(indices[frames == frame])
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        mine = [part for i, part in enumerate(parts, number) if i % world.size == world.rank]
+        number += len(parts)
+        if mine:
+            columns = samples.frame(int(frame))
+            for part in mine:
+                yield {name: column[part] for name, column in columns.items()}

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from millrace.telemetry import log
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 
 
@@ -28,11 +30,10 @@ class World:
         """
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        if torch.cuda.device_count() >= local_size:
-            device = torch.device("cuda", local_rank)
+        device = choose_device(local_rank, local_size, is_first=rank == 0)
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         else:
-            device = torch.device("cpu")
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
@@ -71,3 +72,16 @@ class World:
         """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+def choose_device(local_rank: int, local_size: int, *, is_first: bool) -> torch.device:
+    """A GPU of its own for each rank of this machine, else the CPU for all; the first says so."""
+    gpus = torch.cuda.device_count()
+    if gpus >= local_size:
+        return torch.device("cuda", local_rank)
+    if gpus and is_first:
+        log(
+            f"training on the CPU: {local_size} ranks on this machine, but only {gpus} GPU(s). "
+            f"Set `train.ranks` to {gpus} to use them"
+        )
+    return torch.device("cpu")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from millrace.telemetry import log, parse
 
 ATTEMPTS = 3
 READ_BYTES = 2**16
+SILENCE_SECONDS = 30 * 60.0
+"""How long a worker may say nothing about its rung job before it is taken for stuck."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,8 @@ class _Worker:
     """Those it keeps in memory."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     """Its last words that are no events."""
+    heard_at: float = 0.0
+    """When it was given its job, or last said something about it (monotonic seconds)."""
     _unread: bytes = b""
 
     def send(self, message: dict[str, Any]) -> None:
@@ -122,16 +127,16 @@ class Pool:
         """Run all jobs, yielding each as it ends.
 
         Raises:
-            ProcessDiedError: A job outlived several workers.
+            ProcessDiedError: A job outlived several workers, or its worker fell silent.
             ProcessFailedError: A worker ended with an error that is not Millrace's.
             MillraceError: A worker met an error that is no trial's outcome.
         """
         waiting, attempts, left = deque(jobs), dict.fromkeys(jobs, 0), len(jobs)
         while left:
             self._hand_out(waiting)
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._patience()):
                 worker: _Worker = key.data
-                lines = worker.lines()
+                lines, worker.heard_at = worker.lines(), time.monotonic()
                 if lines is None:
                     self._replace(worker, waiting, attempts)
                     continue
@@ -140,6 +145,25 @@ class Pool:
                     done, worker.job = worker.job, None
                     left -= 1
                     yield done, rung
+
+    def _patience(self) -> float:
+        """Seconds until the first worker has been silent for too long.
+
+        Raises:
+            ProcessDiedError: One has.
+        """
+        busy = [worker for worker in self._workers if worker.job is not None]
+        first = min(busy, key=lambda worker: worker.heard_at)
+        left = first.heard_at + SILENCE_SECONDS - time.monotonic()
+        if left <= 0:
+            assert first.job is not None, "only busy workers are looked at"
+            raise ProcessDiedError(
+                f"train trial {first.job.trial} to step {first.job.to}",
+                f"its worker has said nothing for {SILENCE_SECONDS / 60:g} minutes",
+                "Look for what its network waits for, or lower `search.steps`; "
+                "run it again: the study goes on after its last whole wave",
+            )
+        return left
 
     def forget(self, trial: int) -> None:
         """Let the workers drop what they keep of a trial."""
@@ -153,7 +177,7 @@ class Pool:
             worker = self._worker_for(job.trial)
             if worker is not None:
                 waiting.remove(job)
-                worker.job = job
+                worker.job, worker.heard_at = job, time.monotonic()
                 worker.trials.add(job.trial)
                 worker.send({"trial": job.trial, "values": job.values, "to": job.to})
 
@@ -200,6 +224,8 @@ class Pool:
 def _hear(worker: _Worker, line: str) -> Rung | None:
     """What a line of a worker says: a rung it reached; else it is passed on, or raised."""
     event = parse(line)
+    if not line.strip():  # the emitter's, so that an event starts on a line of its own
+        return None
     if event is None:
         worker.tail.append(line)
         log(line)

@@ -9,7 +9,6 @@ whatever the timing and the number of workers, and one that was killed goes on a
 import contextlib
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,7 +202,7 @@ def _describe(job: Job, storage: FsspecStorage, shards: Manifest, study: optuna.
             "none ended with a finite loss",
             "Narrow `search.space`, look at the trials' errors above, or check the network",
         )
-    best = min(complete, key=lambda trial: (trial.value or math.inf, trial.number))
+    best = min(complete, key=lambda trial: (trial.value, trial.number))
     rows = [_row(trial, job) for trial in trials]
     seconds = {trial.number: trial.user_attrs["seconds"] for trial in trials}
     path = f"{manifests.folder(job.pipeline, NOUN, job.key)}/study.json"
