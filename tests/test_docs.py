@@ -56,6 +56,14 @@ def test_the_shown_checks_are_those_that_run() -> None:
                 assert key.name in row
 
 
+def test_the_shown_output_of_the_demo_has_every_step_and_a_release() -> None:
+    shown = block("demo")
+    for noun in NOUNS:
+        assert re.search(rf"^  {noun} +[0-9.]+ s +\$[0-9.]+ ", shown, re.MULTILINE)
+    assert "  released: yes\n" in shown
+    assert re.search(r"^ +zstd-19 +[0-9.]+$", shown, re.MULTILINE)
+
+
 @pytest.fixture
 def reviews(tmp_path: Path) -> Path:
     """The README's example, followed by a new user: her folder, her network, her data."""
