@@ -34,8 +34,8 @@ GRACE_SECONDS = 3.0
 TAIL_LINES = 30
 _PARENT = "MILLRACE_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
-# glibc hands large freed blocks back to the system and faults every page in again: a cross-entropy
-# over 16k bytes took 5 times as long. Children keep what they have freed.
+# glibc hands large freed blocks back to the system, and every page of the next step's tensors is
+# faulted in again. Children keep what they have freed.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32 - 1),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
