@@ -31,7 +31,7 @@ demo: setup
 	DAGSTER_HOME="$(HOME_DIR)" $(BIN)/python -m millrace report stdlib_lm
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff check .

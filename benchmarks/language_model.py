@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # as our ranks run, for both contestants
-        os.execve(sys.executable, sys.orig_argv, environment_of_child())  # noqa: S606
+        os.execve(sys.executable, sys.orig_argv, environment_of_child())  # noqa: S606  ourselves
     folder = Path(tempfile.mkdtemp(prefix="millrace-benchmark-"))
     spec = next(read_specs(ROOT / "pipelines" / "stdlib_lm" / "defs.yaml"))
     try:

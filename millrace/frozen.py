@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 def _refuse_truth(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"a number is needed, not {str(value).lower()}")  # noqa: TRY004  pydantic's
+        raise ValueError(f"a number is needed, not {str(value).lower()}")  # noqa: TRY004  pydantic wants it
     return value
 
 
@@ -35,8 +35,10 @@ def _refuse_secrets(url: str) -> str:
 
 
 _CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
-_MONTHS = frozenset("jan feb mar apr may jun jul aug sep oct nov dec".split())  # noqa: SIM905
-_DAYS = frozenset("sun mon tue wed thu fri sat".split())  # noqa: SIM905
+_MONTHS = frozenset(
+    ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+)
+_DAYS = frozenset(("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
 
 
 def _check_cron(line: str) -> str:

@@ -10,7 +10,7 @@ from resources.compute import Compute
 from resources.storage import Storage
 
 
-def build_resources() -> dict[str, dg.ConfigurableResource]:  # type: ignore[type-arg]
+def build_resources() -> dict[str, dg.ConfigurableResource]:  # type: ignore[type-arg]  # its idiom
     """Store and machine.
 
     MILLRACE_STORE    URL of the store (default: dagster_home/store)

@@ -14,6 +14,8 @@ from millrace.job import Job
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 
+pytest_plugins = ("tests.engine_fixtures",)
+
 BUCKET = "millrace-test"
 STORES = ("local", "memory", "s3")
 

@@ -1,8 +1,5 @@
 """Small pipelines, made once for all test processes: a plugin for tests of the engine."""
 
-import fcntl
-import os
-import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from millrace.spec import PipelineSpec
+from tests.made_once import made_once
 from tests.pipelines_for_tests import ROOT, Line, Tree, build_classification, build_language
 
 Make = Callable[[Path], Line]
@@ -17,17 +15,42 @@ Make = Callable[[Path], Line]
 
 def _made_once(factory: pytest.TempPathFactory, name: str, make: Make) -> Line:
     """The line that `make` builds, built by whichever test process comes first."""
-    base = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    folder, spec = base / f"line-{name}", base / f"line-{name}.json"
-    with (base / f"line-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not spec.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            spec.write_text(make(folder).spec.model_dump_json())
-    return Line(folder, PipelineSpec.model_validate_json(spec.read_text()))
+
+    def make_and_note(folder: Path) -> None:
+        spec = make(folder).spec.model_dump_json()
+        folder.with_suffix(".json").write_text(spec)
+
+    folder = made_once(factory, name, make_and_note)
+    return Line(folder, PipelineSpec.model_validate_json(folder.with_suffix(".json").read_text()))
+
+
+def _copied(line: Line, act: Callable[[Line], object]) -> Make:
+    """Make a copy of a line and do something more to it."""
+
+    def make(folder: Path) -> Line:
+        folder.rmdir()
+        copy = line.copy(folder)
+        act(copy)
+        return copy
+
+    return make
+
+
+def _train(line: Line) -> None:
+    line.run("train", line.job("checkpoint"))
+
+
+def _tune(line: Line) -> None:
+    line.run("tune", line.job("study"))
+
+
+def _release(line: Line) -> None:
+    # Imported here: they load torch, which most test processes can do without.
+    from millrace.evaluate import evaluate  # noqa: PLC0415
+    from millrace.release import release  # noqa: PLC0415
+
+    line.publish(evaluate(line.job("evaluation")))
+    line.publish(release(line.job("release")))
 
 
 @pytest.fixture(scope="session")
@@ -42,26 +65,16 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Line:
     return _made_once(tmp_path_factory, "sentences", build_language)
 
 
-def _train_copy(line: Line) -> Make:
-    def make(folder: Path) -> Line:
-        folder.rmdir()
-        copy = line.copy(folder)
-        copy.run("train", copy.job("checkpoint"))
-        return copy
-
-    return make
-
-
 @pytest.fixture(scope="session")
 def trained_points(tmp_path_factory: pytest.TempPathFactory, points: Line) -> Line:
     """The classification, trained on 2 ranks without a break."""
-    return _made_once(tmp_path_factory, "trained-points", _train_copy(points))
+    return _made_once(tmp_path_factory, "trained-points", _copied(points, _train))
 
 
 @pytest.fixture(scope="session")
 def trained_sentences(tmp_path_factory: pytest.TempPathFactory, sentences: Line) -> Line:
     """The language model, trained on 1 rank."""
-    return _made_once(tmp_path_factory, "trained-sentences", _train_copy(sentences))
+    return _made_once(tmp_path_factory, "trained-sentences", _copied(sentences, _train))
 
 
 @pytest.fixture
@@ -78,38 +91,16 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
 @pytest.fixture(scope="session")
 def tuned_points(tmp_path_factory: pytest.TempPathFactory, points: Line) -> Line:
     """The classification with its study done by 2 workers, its database beside it."""
-
-    def make(folder: Path) -> Line:
-        folder.rmdir()
-        copy = points.copy(folder)
-        copy.run("tune", copy.job("study"))
-        return copy
-
-    return _made_once(tmp_path_factory, "tuned-points", make)
-
-
-def _release_copy(line: Line) -> Make:
-    def make(folder: Path) -> Line:
-        # Imported here: they load torch, which most test processes can do without.
-        from millrace.evaluate import evaluate  # noqa: PLC0415
-        from millrace.release import release  # noqa: PLC0415
-
-        folder.rmdir()
-        copy = line.copy(folder)
-        copy.publish(evaluate(copy.job("evaluation")))
-        copy.publish(release(copy.job("release")))
-        return copy
-
-    return make
+    return _made_once(tmp_path_factory, "tuned-points", _copied(points, _tune))
 
 
 @pytest.fixture(scope="session")
 def released_points(tmp_path_factory: pytest.TempPathFactory, trained_points: Line) -> Line:
     """The classification, evaluated and released."""
-    return _made_once(tmp_path_factory, "released-points", _release_copy(trained_points))
+    return _made_once(tmp_path_factory, "released-points", _copied(trained_points, _release))
 
 
 @pytest.fixture(scope="session")
 def released_sentences(tmp_path_factory: pytest.TempPathFactory, trained_sentences: Line) -> Line:
     """The language model, evaluated and released."""
-    return _made_once(tmp_path_factory, "released-sentences", _release_copy(trained_sentences))
+    return _made_once(tmp_path_factory, "released-sentences", _copied(trained_sentences, _release))

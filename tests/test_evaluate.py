@@ -21,8 +21,6 @@ from millrace.storage import StoredFile
 from millrace.train.checkpoint import WEIGHTS, load_weights, weights_to_bytes
 from tests.pipelines_for_tests import NAME, Line
 
-pytest_plugins = ("tests.engine_fixtures",)
-
 
 def evaluation_of(line: Line) -> Manifest:
     return manifests.current(line.storage, NAME, "evaluation")

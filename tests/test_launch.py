@@ -10,8 +10,6 @@ from millrace.errors import ProcessFailedError, SourceError, StorageError
 from millrace.launch import follow, write_job
 from tests.pipelines_for_tests import NAME, ROOT, Line, Tree
 
-pytest_plugins = ("tests.engine_fixtures",)
-
 
 def test_a_step_tells_its_progress_and_what_it_made(points: Line, tmp_path: Path) -> None:
     line = points.copy(tmp_path / "line")

@@ -28,9 +28,7 @@ from millrace.spec_file import read_specs
 from millrace.storage import FsspecStorage
 from resources.compute import Compute
 from resources.storage import Storage
-
-# One process runs all of these: they share one finished run of digits.
-pytestmark = pytest.mark.xdist_group("digits")
+from tests.made_once import made_once
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -108,9 +106,23 @@ def make_site(folder: Path, store: str = "") -> Site:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, int, str]:
-    """digits, materialized once: the site, the exit status and the output."""
-    site = make_site(tmp_path_factory.mktemp("digits"))
-    return site, *site.run()
+    """digits, materialized once: the site, the exit status and the output. Copy before changing."""
+
+    def make(folder: Path) -> None:
+        status, output = make_site(folder).run()
+        (folder / "told.json").write_text(json.dumps([status, output]))
+
+    folder = made_once(tmp_path_factory, "digits", make)
+    status, output = json.loads((folder / "told.json").read_text())
+    return Site(folder / "home", str(folder / "store")), status, output
+
+
+@pytest.fixture
+def copied(finished: tuple[Site, int, str], tmp_path: Path) -> Site:
+    """A copy of the finished site, to change at will."""
+    site = make_site(tmp_path / "copy")
+    shutil.copytree(finished[0].store, site.store)
+    return site
 
 
 @pytest.fixture
@@ -220,14 +232,13 @@ def test_the_readmes_command_releases_digits(finished: tuple[Site, int, str]) ->
     assert found["quality"]["value"] > max(found["quality"]["baselines"].values())
 
 
-def test_a_second_run_makes_nothing_anew_and_says_so(finished: tuple[Site, int, str]) -> None:
-    site, _, _ = finished
-    before = {noun: site.current(noun) for noun in NOUNS}
-    status, output = site.run()
+def test_a_second_run_makes_nothing_anew_and_says_so(copied: Site) -> None:
+    before = {noun: copied.current(noun) for noun in NOUNS}
+    status, output = copied.run()
     assert status == 0, output[-3000:]
     for noun in NOUNS[1:]:
         assert f"unchanged: digits/{noun}/" in output
-    assert {noun: site.current(noun) for noun in NOUNS[1:]} == {n: before[n] for n in NOUNS[1:]}
+    assert {noun: copied.current(noun) for noun in NOUNS[1:]} == {n: before[n] for n in NOUNS[1:]}
 
 
 def test_on_s3_the_same_command_makes_the_very_same(
@@ -242,9 +253,9 @@ def test_on_s3_the_same_command_makes_the_very_same(
 
 
 def test_release_alone_refuses_after_a_failed_gate_and_the_last_release_stays(
-    finished: tuple[Site, int, str], spec: PipelineSpec
+    copied: Site, spec: PipelineSpec
 ) -> None:
-    site, _, _ = finished
+    site = copied
     before = site.current("release")
     strict = spec.with_parts({"gate": {"bar": 0.99999, "beats": ["majority"]}})
     folder = PipelineFolder("digits", str(ROOT / "pipelines" / "digits"), strict)
@@ -260,10 +271,9 @@ def test_release_alone_refuses_after_a_failed_gate_and_the_last_release_stays(
 
 
 def test_shards_that_the_checkpoint_was_not_trained_on_are_refused(
-    finished: tuple[Site, int, str], spec: PipelineSpec, tmp_path: Path
+    copied: Site, spec: PipelineSpec
 ) -> None:
-    site = Site(finished[0].home, str(tmp_path / "store"))
-    shutil.copytree(finished[0].store, site.store)
+    site = copied
     other = spec.with_parts({"split": {"validation": 0.15, "test": 0.2, "seed": 7}})
     folder = PipelineFolder("digits", str(ROOT / "pipelines" / "digits"), other)
 
@@ -295,10 +305,9 @@ def _follow_until(process: subprocess.Popen[str], text: str) -> list[str]:
 
 
 @pytest.fixture
-def half_trained(finished: tuple[Site, int, str], tmp_path: Path) -> Site:
+def half_trained(copied: Site) -> Site:
     """A site with a study, whose Dagster process was killed in the middle of training."""
-    site = make_site(tmp_path)
-    shutil.copytree(finished[0].store, site.store)
+    site = copied
     for noun in ("checkpoint", "evaluation", "release"):
         shutil.rmtree(Path(site.store, "digits", noun))
     process = site.start()

@@ -13,8 +13,6 @@ from millrace.release import release
 from millrace.report import as_text, collect
 from tests.pipelines_for_tests import NAME, ROOT, Line
 
-pytest_plugins = ("tests.engine_fixtures",)
-
 
 def millrace(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "millrace", *arguments]

@@ -12,8 +12,6 @@ from millrace.manifest import Manifest
 from millrace.release import release
 from tests.pipelines_for_tests import NAME, Line
 
-pytest_plugins = ("tests.engine_fixtures",)
-
 
 def release_of(line: Line) -> Manifest:
     return manifests.current(line.storage, NAME, "release")

@@ -22,8 +22,6 @@ from millrace.train.loop import Trainer, TrainingData
 from millrace.train.world import World, choose_device
 from tests.pipelines_for_tests import NAME, Line, Tree, events
 
-pytest_plugins = ("tests.engine_fixtures",)
-
 
 def build_trainer(line: Line, job: Job) -> Trainer:
     shards = manifests.read(line.storage, job.inputs["shards"])
@@ -32,6 +30,13 @@ def build_trainer(line: Line, job: Job) -> Trainer:
 
 def train_section(line: Line, **fields: Any) -> dict[str, Any]:
     return line.spec.train.model_dump() | fields
+
+
+def with_network(name: str, line: Line, folder: Path) -> tuple[Line, Job]:
+    """A copy of the line, and the job to train this network on it on one rank."""
+    copy = line.copy(folder / "line")
+    network = {"name": f"networks.py:{name}"}
+    return copy, copy.job("checkpoint", network=network, train=train_section(copy, ranks=1))
 
 
 def checkpoint_of(line: Line) -> Manifest:
@@ -101,9 +106,7 @@ def test_leaving_early_stops_the_whole_tree(points: Line, tree: Tree, tmp_path: 
 def test_a_loss_that_is_not_a_number_ends_the_training_and_publishes_nothing(
     points: Line, tmp_path: Path
 ) -> None:
-    line = points.copy(tmp_path / "line")
-    section = train_section(line, ranks=1)
-    job = line.job("checkpoint", network={"name": "networks.py:Nan"}, train=section)
+    line, job = with_network("Nan", points, tmp_path)
 
     with pytest.raises(TrainingError, match="the loss is nan") as caught:
         list(follow("train", job))
@@ -116,9 +119,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training_and_publishes_nothing(
 def test_an_error_in_a_users_network_comes_back_with_its_last_words(
     points: Line, tmp_path: Path
 ) -> None:
-    line = points.copy(tmp_path / "line")
-    section = train_section(line, ranks=1)
-    job = line.job("checkpoint", network={"name": "networks.py:Raising"}, train=section)
+    _, job = with_network("Raising", points, tmp_path)
 
     with pytest.raises(ProcessFailedError, match="the flux capacitor is missing") as caught:
         list(follow("train", job))

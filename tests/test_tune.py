@@ -24,16 +24,16 @@ from millrace.tune.space import rungs, suggest
 from millrace.tune.study import tune
 from tests.pipelines_for_tests import NAME, Line, Tree
 
-pytest_plugins = ("tests.engine_fixtures",)
-
 
 def search_section(line: Line, **fields: Any) -> dict[str, Any]:
     return line.spec.search.model_dump() | fields
 
 
 def trials_of(line: Line) -> list[optuna.trial.FrozenTrial]:
-    url = f"sqlite:///{line.root}/work/studies/{NAME}.db"
-    return optuna.load_study(study_name="study", storage=url).get_trials(deepcopy=False)
+    database = line.root.joinpath("work", "studies", f"{NAME}.db")
+    return optuna.load_study(study_name="study", storage=f"sqlite:///{database}").get_trials(
+        deepcopy=False
+    )
 
 
 def study_of(line: Line) -> Manifest:

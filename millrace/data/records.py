@@ -116,7 +116,8 @@ class _Opened:
         for magic, codec in _COMPRESSIONS.items():
             if head.startswith(magic):
                 # Arrow's reader is the one that reports a torn gz or zstd stream as an error.
-                return pa.CompressedInputStream(pa.PythonFile(self.raw), codec)  # type: ignore[no-any-return]
+                plain: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(self.raw), codec)
+                return plain
         return self.raw
 
     def encoding(self, head: bytes) -> tuple[str, int]:
