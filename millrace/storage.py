@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -23,6 +22,7 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
+from millrace.filesystem import open_filesystem
 
 T = TypeVar("T")
 
@@ -35,17 +35,6 @@ def default_store() -> str:
 
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.2
-_S3_OPTIONS = {
-    # The defaults wait a minute for a connection and five times that for a stalled body. We alone
-    # try again: with botocore's and s3fs's own attempts inside ours, an endpoint that swallows
-    # packets took 70 s to be reported.
-    "config_kwargs": {
-        "connect_timeout": 2,
-        "read_timeout": 30,
-        "retries": {"total_max_attempts": 1},
-    },
-    "use_listings_cache": False,
-}
 HEAL = "Delete that object and materialize what made it again: what lacks a file is made anew"
 # What a store says when asking again cannot help.
 _FINAL = (PermissionError, IsADirectoryError, NotADirectoryError)
@@ -67,15 +56,6 @@ class Storage(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove an object; no error if there is none."""
-
-
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system behind a URL, with our time limits, and the URL's path on it."""
-    is_s3 = url.startswith("s3://")
-    filesystem, path = fsspec.core.url_to_fs(url, **(_S3_OPTIONS if is_s3 else {}))
-    if is_s3:
-        filesystem.retries = 1  # s3fs takes no argument for it
-    return filesystem, path
 
 
 class FsspecStorage:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.data import codec
-from millrace.data.fields import Field
+from millrace.data.columns import Field
 from millrace.errors import CorruptError
 
 FIELDS = {

@@ -7,8 +7,8 @@ import pytest
 
 from millrace.data.listing import list_source, locate
 from millrace.errors import SourceError
+from millrace.filesystem import open_filesystem
 from millrace.spec import SourceSpec
-from millrace.storage import open_filesystem
 
 Fill = Callable[..., str]
 

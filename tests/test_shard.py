@@ -10,7 +10,7 @@ import pyarrow.ipc
 import pytest
 import zstandard
 
-from millrace.data.fields import Columns, Field
+from millrace.data.columns import Columns, Field
 from millrace.data.shard import Shard, ShardReader, ShardWriter
 from millrace.errors import CorruptError, NotFoundError
 from millrace.storage import FsspecStorage

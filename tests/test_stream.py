@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from millrace.data.fields import Columns, Field
+from millrace.data.columns import Columns, Field
 from millrace.data.shard import ShardWriter
 from millrace.data.stream import Samples, Stream
 from millrace.errors import CorruptError, SpecError

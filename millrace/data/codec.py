@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from millrace.data.fields import Columns, Field
+from millrace.data.columns import Columns, Field
 from millrace.errors import CorruptError
 from millrace.storage import HEAL
 

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from millrace.data.columns import Columns, Field
 from millrace.errors import SourceError
 from millrace.spec import ClassificationTask, LanguageModelTask, Task
 
-Columns = dict[str, npt.NDArray[Any]]
 Record = Mapping[str, Any]
 
 
@@ -50,14 +50,6 @@ class Value:
 
 def _id(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-@dataclass(frozen=True)
-class Field:
-    """A column: numpy dtype and the shape of one sample's entry."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
 
 
 @dataclass

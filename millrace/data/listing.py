@@ -12,9 +12,9 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from millrace.errors import SourceError
+from millrace.filesystem import open_filesystem
 from millrace.frozen import digest
 from millrace.spec import SourceSpec
-from millrace.storage import open_filesystem
 
 _GLOB = frozenset("*?[")
 # What stores call the mark that changes when an object's bytes do.

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from millrace.data.listing import SourceFile
 from millrace.errors import SourceError
+from millrace.filesystem import open_filesystem
 from millrace.spec import SourceSpec
-from millrace.storage import open_filesystem
 
 Record = dict[str, Any]
 READ_BYTES = 2**20

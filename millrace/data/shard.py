@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from millrace.data import codec
-from millrace.data.fields import Columns, Field
+from millrace.data.columns import Columns, Field
 from millrace.errors import CorruptError
 from millrace.storage import HEAL, Storage, StoredFile
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from millrace.data.fields import Columns, Field
+from millrace.data.columns import Columns, Field
 from millrace.data.order import GROUP_FRAMES, Order
 from millrace.data.shard import Shard, ShardReader
 from millrace.errors import SpecError

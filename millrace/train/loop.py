@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from millrace.data.fields import Columns
+from millrace.data.columns import Columns
 from millrace.data.order import Order
 from millrace.data.stream import Samples, Stream
 from millrace.errors import StorageError, TrainingError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from millrace.data.fields import Columns
+from millrace.data.columns import Columns
 from millrace.spec import LanguageModelTask, Task
 
 Batch = dict[str, Tensor]
