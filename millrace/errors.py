@@ -6,7 +6,8 @@ MillraceError
 ├── StorageError        the store cannot be reached or refused
 │   ├── NotFoundError       no such object
 │   ├── ExistsError         a conditional write lost against another writer
-│   └── CorruptError        bytes do not match the digest their manifest names
+│   ├── CorruptError        bytes do not match the digest their manifest names
+│   └── VersionError        it was written in a newer format than this version reads
 ├── TrainingError       training ran and its outcome cannot be used (NaN, no step)
 ├── GateError           the gate does not let this checkpoint become a release
 ├── ProcessFailedError  a process of ours ended with an error that is not ours
@@ -62,6 +63,10 @@ class CorruptError(StorageError):
     """Bytes do not match the digest their manifest names."""
 
 
+class VersionError(StorageError):
+    """What is to be read was written in a newer format."""
+
+
 class TrainingError(MillraceError):
     """Training ran and its outcome cannot be used."""
 
@@ -82,7 +87,7 @@ _BY_NAME = {
     kind.__name__: kind
     for kind in (
         SpecError, SourceError, StorageError, NotFoundError, ExistsError, CorruptError,
-        TrainingError, GateError, ProcessFailedError, ProcessDiedError,
+        VersionError, TrainingError, GateError, ProcessFailedError, ProcessDiedError,
     )
 }  # fmt: skip
 

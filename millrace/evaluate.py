@@ -17,7 +17,7 @@ from torch import nn
 from millrace import baselines
 from millrace import manifest as manifests
 from millrace.data.columns import Columns
-from millrace.data.stream import Samples
+from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
 from millrace.intervals import Floats, paired, ratio
 from millrace.job import Job

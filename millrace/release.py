@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from millrace import manifest as manifests
-from millrace.data.stream import Samples
+from millrace.data.samples import Samples
 from millrace.errors import GateError, TrainingError
 from millrace.gate import Outcome, Verdict, decide
 from millrace.job import Job

@@ -10,7 +10,7 @@ from torch import nn
 
 from millrace import baselines
 from millrace import manifest as manifests
-from millrace.data.stream import Samples
+from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
 from millrace.evaluate import evaluate
 from millrace.intervals import ratio

@@ -3,85 +3,193 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.data.order import GROUP_FRAMES, Order
+from millrace.data.order import (
+    CHUNK_BYTES,
+    Epoch,
+    Layout,
+    Pattern,
+    choose,
+    chunk_starts,
+    num_lanes,
+    permute,
+    shuffled,
+)
 
-frames = st.lists(st.integers(1, 30), min_size=1, max_size=60).map(tuple)
+counts = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 seeds = st.integers(0, 2**32)
 epochs = st.integers(0, 50)
-groups = st.integers(1, 20)
+lanes = st.sampled_from([1, 2, 4, 8])
 
 
-def places(order: Order, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
-    found, indices = order.locate(epoch, start, stop)
-    return list(zip(found.tolist(), indices.tolist(), strict=True))
+def layout(samples_per_frame: list[int], per_chunk: int = 3, frame_bytes: float = 8e6) -> Layout:
+    starts = np.arange(0, len(samples_per_frame), per_chunk)
+    return Layout(np.array(samples_per_frame, np.int64), starts, frame_bytes)
 
 
-@given(frames, seeds, epochs, groups)
-def test_an_epoch_visits_each_sample_exactly_once(
-    counts: tuple[int, ...], seed: int, epoch: int, group_frames: int
+def lane_places(epoch: Epoch, lane: int, start: int = 0) -> list[tuple[int, int]]:
+    """(frame, index) of a lane's samples in their order, from the group that holds `start` on."""
+    found = []
+    for _, group in epoch.groups(lane, start):
+        laid = [(frame, i) for frame, low, high in group.parts for i in range(low, high)]
+        found += [laid[place] for place in group.place.tolist()]
+    return found
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**63), st.integers(0, 9))
+def test_a_keyed_permutation_visits_each_place_once(size: int, seed: int, epoch: int) -> None:
+    assert sorted(permute(np.arange(size), size, seed, epoch).tolist()) == list(range(size))
+
+
+@given(st.integers(1, 10**12), st.data())
+def test_a_place_is_permuted_without_its_neighbours(size: int, data: st.DataObject) -> None:
+    places = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=9)))
+
+    together = permute(places, size, 7)
+
+    assert [int(permute(places[i : i + 1], size, 7)[0]) for i in range(len(places))] == (
+        together.tolist()
+    )
+    assert together.min() >= 0
+    assert together.max() < size
+
+
+def test_a_keyed_permutation_looks_random() -> None:
+    # Of 2,000 places 1 stays where it was on average, and the two sequences do not correlate.
+    size = 2000
+    found = np.stack([permute(np.arange(size), size, key) for key in range(200)])
+
+    assert 0.7 < (found == np.arange(size)).sum() / 200 < 1.3
+    assert abs(np.corrcoef(found.ravel(), np.tile(np.arange(size), 200))[0, 1]) < 0.01
+
+
+@given(counts, seeds, epochs, lanes)
+def test_lanes_share_out_an_epoch_and_visit_no_sample_twice(
+    per_frame: list[int], seed: int, epoch: int, num: int
 ) -> None:
-    order = Order(counts, seed, group_frames)
+    order = Epoch(layout(per_frame), seed, epoch, num)
 
-    visited = places(order, epoch, 0, order.num_samples)
+    visited = [place for lane in range(num) for place in lane_places(order, lane)]
 
-    assert sorted(visited) == [
-        (frame, index) for frame, count in enumerate(counts) for index in range(count)
-    ]
+    whole = {(frame, i) for frame, count in enumerate(per_frame) for i in range(count)}
+    assert len(set(visited)) == len(visited) == sum(per_frame) // num * num
+    assert set(visited) <= whole
 
 
-@given(frames, seeds, epochs, groups, st.data())
-def test_any_stretch_is_the_same_stretch_of_the_whole(
-    counts: tuple[int, ...], seed: int, epoch: int, group_frames: int, data: st.DataObject
+@given(counts, seeds, lanes, st.data())
+def test_a_lane_entered_anywhere_goes_on_as_the_whole_lane_does(
+    per_frame: list[int], seed: int, num: int, data: st.DataObject
 ) -> None:
-    order = Order(counts, seed, group_frames)
-    start = data.draw(st.integers(0, order.num_samples - 1))
-    stop = data.draw(st.integers(start + 1, order.num_samples))
+    order = Epoch(layout(per_frame), seed, 0, num)
+    lane = data.draw(st.integers(0, num - 1))
+    whole = lane_places(order, lane)
+    start = data.draw(st.integers(0, max(0, len(whole) - 1)))
 
-    whole = places(order, epoch, 0, order.num_samples)
+    entered = lane_places(order, lane, start)
+    first = next((at for at, _ in order.groups(lane, start)), 0)
 
-    assert places(order, epoch, start, stop) == whole[start:stop]
+    assert first <= start
+    assert entered == whole[first:]
 
 
-def test_epochs_and_seeds_differ() -> None:
-    counts = (10,) * 40
+@given(counts, seeds, lanes)
+def test_groups_follow_each_other_without_a_gap(per_frame: list[int], seed: int, num: int) -> None:
+    order = Epoch(layout(per_frame), seed, 3, num)
+
+    for lane in range(num):
+        at = 0
+        for start, group in order.groups(lane):
+            assert start == at
+            assert len(group.place) == sum(high - low for _, low, high in group.parts)
+            at += len(group.place)
+
+
+def test_epochs_seeds_and_lanes_differ() -> None:
+    told = layout([10] * 40)
     orders = [
-        tuple(places(Order(counts, seed), epoch, 0, 400)) for seed in range(3) for epoch in range(3)
+        tuple(lane_places(Epoch(told, seed, epoch, 1), 0))
+        for seed in range(3)
+        for epoch in range(3)
     ]
 
     assert len(set(orders)) == 9
 
 
+def test_samples_of_a_chunk_are_spread_over_a_window_but_not_beyond() -> None:
+    # 64 MiB of 1 MiB frames are mixed: a lane of 8 has windows of 8 chunks, groups of 8 frames.
+    order = Epoch(layout([16] * 4096, per_chunk=4, frame_bytes=2.0**20), 1, 0, 8)
+
+    groups = [group for _, group in order.groups(0)]
+
+    assert [len(group.parts) for group in groups[:6]] == [4, 4, 8, 8, 8, 8]
+    window = [{frame // 4 for frame, _, _ in group.parts} for group in groups[2:6]]
+    assert len(set.union(*window)) == 8
+    assert all(len(chunks) > 2 for chunks in window)
+
+
 def test_the_order_stays_what_it_was() -> None:
     # A run resumes in the order it began with, whatever version of ours resumes it.
-    assert places(Order((3, 2, 4), seed=7), 1, 0, 9) == [
-        (2, 3),
-        (0, 0),
-        (0, 1),
-        (2, 0),
-        (1, 0),
-        (0, 2),
-        (1, 1),
-        (2, 1),
-        (2, 2),
-    ]
+    order = Epoch(layout([3, 2, 4, 5], per_chunk=2), 7, 1, 2)
+
+    assert lane_places(order, 0) == GOLDEN[0]
+    assert lane_places(order, 1) == GOLDEN[1]
+    assert permute(np.arange(8), 1000, 3, 4).tolist() == GOLDEN_PERMUTED
 
 
-def test_samples_stay_within_their_group_so_that_few_frames_are_open() -> None:
-    order = Order((10,) * 64, seed=0)
-
-    opened = [
-        len(set(order.locate(0, start, start + 10 * GROUP_FRAMES)[0].tolist()))
-        for start in range(0, 640, 10 * GROUP_FRAMES)
-    ]
-
-    assert opened == [GROUP_FRAMES] * 4
+GOLDEN = [
+    [(1, 1), (1, 0), (0, 1), (0, 0), (0, 2), (2, 1), (2, 0)],
+    [(2, 2), (3, 0), (3, 2), (3, 3), (2, 3), (3, 4), (3, 1)],
+]
+GOLDEN_PERMUTED = [735, 931, 326, 578, 35, 878, 786, 935]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_neighbours_in_the_order_are_not_neighbours_in_a_frame(seed: int) -> None:
-    order = Order((100,) * 32, seed)
+@given(st.lists(st.integers(1, 3 * CHUNK_BYTES), min_size=1, max_size=40), st.data())
+def test_chunks_are_runs_of_frames_of_one_shard(sizes: list[int], data: st.DataObject) -> None:
+    others = data.draw(st.sets(st.integers(1, max(1, len(sizes) - 1)), max_size=4))
+    breaks = np.array(sorted({0, *(place for place in others if place < len(sizes))}))
 
-    found, _ = order.locate(0, 0, order.num_samples)
+    starts = chunk_starts(np.array(sizes, np.int64), breaks).tolist()
 
-    share_together = float(np.mean(found[1:] == found[:-1]))
-    assert share_together < 2 / GROUP_FRAMES
+    assert starts[0] == 0
+    assert set(breaks.tolist()) <= set(starts)
+    for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True):
+        assert sum(sizes[start : end - 1]) <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("batch", "chunks", "expected"), [(256, 99, 8), (4, 99, 4), (12, 99, 4), (7, 99, 1), (64, 3, 2)]
+)
+def test_a_batch_is_taken_from_lanes_that_divide_it(batch: int, chunks: int, expected: int) -> None:
+    assert num_lanes(batch, chunks) == expected
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), seeds, st.integers(0, 10**9))
+def test_a_mixture_serves_each_source_in_its_share(
+    weights: list[float], seed: int, place: int
+) -> None:
+    pattern = Pattern(weights, seed)
+
+    served = [pattern.served(source, place) for source in range(len(weights))]
+    after = [pattern.served(source, place + 1) for source in range(len(weights))]
+
+    assert sum(served) == place
+    assert max(b - a for a, b in zip(served, after, strict=True)) == 1
+    for weight, count in zip(weights, served, strict=True):
+        share = weight / sum(weights)
+        assert abs(count - share * place) <= place / 1024 + 1024
+
+
+@given(counts, st.integers(1, 200), seeds)
+def test_a_choice_holds_as_many_different_samples_as_asked(
+    per_frame: list[int], number: int, seed: int
+) -> None:
+    number = min(number, sum(per_frame))
+
+    frames, indices = choose(np.array(per_frame, np.int64), number, seed)
+
+    assert len(set(zip(frames.tolist(), indices.tolist(), strict=True))) == number
+    assert all(index < per_frame[frame] for frame, index in zip(frames, indices, strict=True))
+
+
+@given(st.integers(1, 300), seeds)
+def test_a_shuffle_is_a_permutation(size: int, seed: int) -> None:
+    assert sorted(shuffled(size, seed).tolist()) == list(range(size))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
 from millrace.data.pack import SPLITS, _sorted_classes, cut_units, draw_splits, first_of_each, pack
-from millrace.data.stream import Samples
+from millrace.data.samples import Samples
 from millrace.errors import CorruptError, SourceError
 from millrace.frozen import digest
 from millrace.job import Job
@@ -311,8 +311,8 @@ def test_large_samples_are_spread_over_shards_and_frames(build_job: BuildJob) ->
 
     train = [shard for shard in made.facts["shards"] if shard["split"] == "train"]
     assert len(train) > 5
-    assert all(len(shard["frames"]) <= 2 for shard in train)
-    assert {frame["num_samples"] for shard in train for frame in shard["frames"][:-1]} == {10}
+    assert all(len(shard["frames"]["num_samples"]) <= 2 for shard in train)
+    assert {n for shard in train[:-1] for n in shard["frames"]["num_samples"]} == {10}
     assert sum(len(texts) for texts in packed_texts(job, made).values()) == 200
 
 

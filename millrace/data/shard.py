@@ -1,51 +1,102 @@
-"""Shards: files of zstd frames on the store, written whole and read frame by frame."""
+"""Shards: files of zstd frames on the store, written whole and described frame by frame.
+
+    samples --> frames of about frame_bytes --> compressed in threads --> shard full? written whole
+
+A shard holds, each in a frame: the schema, record batches of samples, the end-of-stream mark; then
+the seek table. docs/shard-format.md describes it byte by byte.
+"""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import os
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from millrace.data import codec
-from millrace.data.columns import Columns, Field
+from millrace.data.columns import Columns, Field, Ragged, cut, join, num_rows
 from millrace.errors import CorruptError
 from millrace.storage import HEAL, Storage, StoredFile
 
-
-@dataclass(frozen=True)
-class Frame:
-    """Where a frame lies in its shard and what proves it."""
-
-    start: int
-    num_bytes: int
-    raw_bytes: int
-    num_samples: int
-    digest: str
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How samples are laid out: zstd level, raw bytes in a frame, raw bytes in a shard."""
+
+    level: int
+    frame_bytes: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTable:
+    """The frames of a shard that hold samples, in order; they follow each other without a gap.
+
+    Args:
+        first: Offset of the first one in the shard, in bytes.
+        num_bytes: Of each, compressed.
+        raw_bytes: Of each, decoded.
+        num_samples: In each.
+        checksum: That each ends in.
+    """
+
+    first: int
+    num_bytes: Counts
+    raw_bytes: Counts
+    num_samples: Counts
+    checksum: Counts
+
+    def __len__(self) -> int:
+        return len(self.num_bytes)
+
+    @property
+    def start(self) -> Counts:
+        """Offset of each in the shard, in bytes."""
+        starts: Counts = self.first + np.cumsum(self.num_bytes) - self.num_bytes
+        return starts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a manifest, by column: a shard has up to hundreds of frames."""
+        return {name: getattr(self, name).tolist() for name in _COLUMNS} | {"first": self.first}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "FrameTable":
+        """Inverse of `to_dict`."""
+        return cls(int(value["first"]), *(np.array(value[name], np.int64) for name in _COLUMNS))
+
+
+_COLUMNS = ("num_bytes", "raw_bytes", "num_samples", "checksum")
+
+
+@dataclass(frozen=True, eq=False)
 class Shard:
     """A shard as its manifest describes it. `classes` names the numbers in its label column."""
 
     file: StoredFile
     split: str
-    frames: tuple[Frame, ...]
+    frames: FrameTable
     classes: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
         """Samples in all frames."""
-        return sum(frame.num_samples for frame in self.frames)
-
-    @property
-    def raw_bytes(self) -> int:
-        """Bytes of all frames once decoded."""
-        return sum(frame.raw_bytes for frame in self.frames)
+        return int(self.frames.num_samples.sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a manifest."""
-        return asdict(self)
+        return {
+            "file": dict(vars(self.file)),
+            "split": self.split,
+            "frames": self.frames.to_dict(),
+            "classes": list(self.classes),
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Shard":
@@ -53,69 +104,209 @@ class Shard:
         return cls(
             StoredFile.from_dict(value["file"]),
             value["split"],
-            tuple(Frame(**frame) for frame in value["frames"]),
+            FrameTable.from_dict(value["frames"]),
             tuple(value["classes"]),
         )
 
 
+@dataclass(frozen=True)
+class _Coded:
+    """A compressed frame and what it holds."""
+
+    data: bytes
+    raw_bytes: int
+    num_samples: int = 0
+
+
 class ShardWriter:
-    """Collects the samples of one split and writes them as shards below a folder of the store."""
+    """Packs the samples of one split into shards below a folder of the store.
+
+    Where frames and shards end depends on the samples alone, not on how they were handed in. In
+    memory are one shard, another on its way to the store, and two frames for each thread.
+
+    Args:
+        threads: Frames compressed at once; zstd and Arrow work outside the interpreter's lock.
+    """
 
     def __init__(
-        self, fields: Mapping[str, Field], split: str, *, level: int, frame_bytes: int
+        self,
+        storage: Storage,
+        folder: str,
+        fields: Mapping[str, Field],
+        *,
+        split: str,
+        layout: Layout,
+        threads: int = 0,
     ) -> None:
-        self._schema, self._split, self._level = codec.build_schema(fields), split, level
-        sample_bytes = sum(
-            np.dtype(field.dtype).itemsize * int(np.prod(field.shape, dtype=np.int64))
-            for field in fields.values()
+        self._storage, self._folder, self._split = storage, folder, split
+        self._fields, self._layout = dict(fields), layout
+        self._schema = codec.build_schema(fields)
+        self._entry_bytes = sum(field.entry_bytes for field in fields.values())
+        self._pending: list[Columns] = []
+        self._pending_samples = self._pending_bytes = 0
+        self._threads = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads + 1, thread_name_prefix="pack")
+        self._coding: deque[Future[_Coded]] = deque()
+        self._coded: list[_Coded] = []
+        self._coded_bytes = 0
+        self._upload: Future[tuple[StoredFile, FrameTable]] | None = None
+        self._written: list[tuple[StoredFile, FrameTable]] = []
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples in a full frame; 0 where their lengths differ."""
+        is_ragged = any(field.is_ragged for field in self._fields.values())
+        return 0 if is_ragged else max(1, self._layout.frame_bytes // max(1, self._entry_bytes))
+
+    def write(self, columns: Columns) -> None:
+        """Add samples; full frames are compressed and full shards written as they arise."""
+        self._pending.append(columns)
+        self._pending_samples += num_rows(columns)
+        self._pending_bytes += int(_sample_bytes(columns, self._fields).sum())
+        if self._pending_bytes > self._layout.frame_bytes:
+            self._cut_frames(whole_only=True)
+
+    def close(self, classes: tuple[str, ...] = ()) -> list[Shard]:
+        """Write what is left and describe all shards; call it once, also after an error."""
+        try:
+            if self._pending_samples:
+                self._cut_frames(whole_only=False)
+            while self._coding:
+                self._take_coded()
+            self._finish_shard()
+            self._take_upload()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        return [Shard(file, self._split, frames, classes) for file, frames in self._written]
+
+    def abandon(self) -> None:
+        """Stop without writing what is left."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _cut_frames(self, *, whole_only: bool) -> None:
+        columns = self._pending[0] if len(self._pending) == 1 else join(self._pending)
+        sizes = _sample_bytes(columns, self._fields)
+        ends = frame_ends(sizes, self._layout.frame_bytes)
+        if whole_only:
+            ends = ends[:-1]  # the last frame may still grow
+        start = 0
+        for end in ends:
+            self._code(cut(columns, start, end))
+            start = end
+        rest = cut(columns, start, len(sizes))
+        self._pending = [rest]
+        self._pending_samples = len(sizes) - start
+        self._pending_bytes = int(sizes[start:].sum())
+
+    def _code(self, columns: Columns) -> None:
+        self._coding.append(self._pool.submit(self._coded_frame, columns))
+        if len(self._coding) >= 2 * self._threads:
+            self._take_coded()
+
+    def _coded_frame(self, columns: Columns) -> _Coded:
+        raw = codec.encode_batch(columns, self._schema)
+        data = codec.compress(raw, self._layout.level)
+        return _Coded(data, len(raw), num_rows(columns))
+
+    def _take_coded(self) -> None:
+        coded = self._coding.popleft().result()
+        self._coded.append(coded)
+        self._coded_bytes += coded.raw_bytes
+        if self._coded_bytes >= self._layout.shard_bytes:
+            self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        if not self._coded:
+            return
+        self._take_upload()
+        coded, self._coded, self._coded_bytes = self._coded, [], 0
+        self._upload = self._pool.submit(self._written_shard, coded)
+
+    def _take_upload(self) -> None:
+        if self._upload is not None:
+            self._written.append(self._upload.result())
+            self._upload = None
+
+    def _written_shard(self, coded: list[_Coded]) -> tuple[StoredFile, FrameTable]:
+        head, tail = self._plain_frame(self._schema.serialize()), self._plain_frame(_END)
+        whole = [head, *coded, tail]
+        table = codec.seek_table([(frame.data, frame.raw_bytes) for frame in whole])
+        data = b"".join([*(frame.data for frame in whole), table])
+        name = f"{self._split}-{hashlib.sha256(data).hexdigest()[:16]}.arrow.zst"
+        file = StoredFile.written(self._storage, f"{self._folder}/{name}", data)
+        columns = zip(
+            *((len(f.data), f.raw_bytes, f.num_samples, codec.checksum(f.data)) for f in coded),
+            strict=True,
         )
-        self.samples_per_frame = max(1, frame_bytes // sample_bytes)
+        return file, FrameTable(len(head.data), *(np.array(column, np.int64) for column in columns))
 
-    def write(
-        self, storage: Storage, folder: str, columns: Columns, classes: tuple[str, ...]
-    ) -> Shard:
-        """Write all `columns` as one shard named by its digest."""
-        num_samples = len(next(iter(columns.values())))
-        parts = [self._frame(bytes(self._schema.serialize()))]
-        frames, at = [], len(parts[0][0])
-        for start in range(0, num_samples, self.samples_per_frame):
-            stop = min(start + self.samples_per_frame, num_samples)
-            part = {name: column[start:stop] for name, column in columns.items()}
-            data, raw_bytes = self._frame(codec.encode_batch(part, self._schema))
-            frames.append(Frame(at, len(data), raw_bytes, stop - start, codec.frame_digest(data)))
-            parts.append((data, raw_bytes))
-            at += len(data)
-        parts.append(self._frame(codec.END_OF_STREAM))
-        whole = b"".join(data for data, _ in parts) + codec.seek_table(parts)
-        name = f"{self._split}-{hashlib.sha256(whole).hexdigest()[:16]}.arrow.zst"
-        file = StoredFile.written(storage, f"{folder}/{name}", whole)
-        return Shard(file, self._split, tuple(frames), classes)
+    def _plain_frame(self, raw: pa.Buffer) -> _Coded:
+        return _Coded(codec.compress(raw, self._layout.level), len(raw))
 
-    def _frame(self, raw: bytes) -> tuple[bytes, int]:
-        return codec.compress(raw, self._level), len(raw)
+
+_END = pa.py_buffer(codec.END_OF_STREAM)
+
+
+def _sample_bytes(columns: Columns, fields: Mapping[str, Field]) -> Counts:
+    """Raw bytes of each sample."""
+    sizes = np.full(num_rows(columns), sum(f.entry_bytes for f in fields.values()), np.int64)
+    for column in columns.values():
+        if isinstance(column, Ragged):
+            sizes += np.diff(column.offsets) + np.int32().itemsize
+    return sizes
+
+
+def frame_ends(sample_bytes: Counts, frame_bytes: int) -> list[int]:
+    """Where frames end: each takes as many samples as fit into `frame_bytes`, at least one."""
+    total = np.cumsum(sample_bytes)
+    ends: list[int] = []
+    start, before = 0, 0
+    while start < len(total):
+        end = int(np.searchsorted(total, before + frame_bytes, side="right"))
+        start = max(end, start + 1)
+        before = int(total[start - 1])
+        ends.append(start)
+    return ends
 
 
 class ShardReader:
-    """Reads single frames of shards, each proven before it is decoded."""
+    """Reads shards of known fields, each frame proven before it is handed out."""
 
     def __init__(self, storage: Storage, fields: Mapping[str, Field]) -> None:
         self._storage, self._fields = storage, fields
         self._schema = codec.build_schema(fields)
 
-    def read(self, shard: Shard, number: int) -> Columns:
-        """The columns of frame `number` of a shard; CorruptError names shard, frame and offset."""
-        frame = shard.frames[number]
-        what = f"frame {number} of {shard.file.path} at byte {frame.start}"
-        data = self._storage.read(shard.file.path, frame.start, frame.start + frame.num_bytes)
-        if codec.frame_digest(data) != frame.digest:
+    def decode(self, shard: Shard, number: int, data: codec.Buffer) -> Columns:
+        """The columns of frame `number` from its compressed bytes.
+
+        Raises:
+            CorruptError: They are not what was written; it names shard, frame and offset.
+        """
+        frames = shard.frames
+        what = f"frame {number} of {shard.file.path} at byte {frames.start[number]}"
+        if len(data) != frames.num_bytes[number]:
             raise CorruptError(
-                f"read {what} (digest {frame.digest})",
-                f"its digest is {codec.frame_digest(data)}",
+                f"read {what} ({frames.num_bytes[number]} bytes)",
+                f"{len(data)} bytes came",
                 f"The shard is damaged. {HEAL}",
             )
-        raw = codec.decompress(data, frame.raw_bytes, what)
-        return codec.decode_batch(raw, self._fields, self._schema)
+        raw = codec.decompress(
+            data, int(frames.raw_bytes[number]), int(frames.checksum[number]), what
+        )
+        samples = int(frames.num_samples[number])
+        return codec.decode_batch(raw, self._fields, self._schema, samples, what)
 
-    def frames(self, shard: Shard) -> Iterator[Columns]:
-        """All frames of a shard, in order."""
-        return (self.read(shard, number) for number in range(len(shard.frames)))
+    def prove(self, shard: Shard) -> int:
+        """Read a whole shard back from the store and decode it: file digest, every checksum.
+
+        Returns:
+            Frames read back.
+
+        Raises:
+            CorruptError: What lies on the store is not what was written.
+        """
+        data = memoryview(shard.file.read(self._storage))
+        for number, start in enumerate(shard.frames.start.tolist()):
+            end = start + int(shard.frames.num_bytes[number])
+            self.decode(shard, number, data[start:end])
+        return len(shard.frames)

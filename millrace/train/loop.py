@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from millrace.data.columns import Columns
-from millrace.data.order import Order
-from millrace.data.stream import Samples, Stream
+from millrace.data.order import choose
+from millrace.data.samples import Samples
+from millrace.data.stream import Stream
 from millrace.errors import StorageError, TrainingError
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -202,8 +203,8 @@ def _selection(samples: Samples, spec: TrainSpec, world: World) -> Iterator[Colu
 
     Each frame is decoded once, by the ranks that serve samples of it; one at a time is in memory.
     """
-    order = Order(samples.samples_per_frame, spec.seed)
-    frames, indices = order.locate(0, 0, min(spec.validate_samples, len(samples)))
+    number = min(spec.validate_samples, len(samples))
+    frames, indices = choose(samples.samples_per_frame, number, spec.seed)
     size, number = max(1, spec.batch // world.size), 0
     for frame in np.unique(frames):
         chosen = np.sort(indices[frames == frame])

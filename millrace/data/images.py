@@ -1,0 +1,56 @@
+"""Coded images (JPEG, PNG) to pixels."""
+
+import io
+from concurrent.futures import Executor
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from millrace.data.columns import Ragged
+from millrace.errors import CorruptError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def pixels(data: bytes, shape: tuple[int, ...]) -> Pixels:
+    """An image as uint8 (channels, height, width), resized where the shape asks for it.
+
+    Args:
+        data: JPEG, PNG or another format that Pillow reads.
+        shape: 1 or 3 channels, height, width.
+
+    Raises:
+        ValueError: It is no readable image.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            sized = image.convert("L" if channels == 1 else "RGB")
+            if sized.size != (width, height):
+                sized = sized.resize((width, height))
+            found = np.asarray(sized, np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image: {error}") from error
+    return np.ascontiguousarray(found.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def decode_images(coded: Ragged, shape: tuple[int, ...], pool: Executor) -> Pixels:
+    """Coded images as uint8 (images, channels, height, width), decoded in the pool's threads.
+
+    Raises:
+        CorruptError: One of them cannot be read.
+    """
+    found = np.empty((len(coded), *shape), np.uint8)
+
+    def decode(place: int, data: bytes) -> None:
+        found[place] = pixels(data, shape)
+
+    try:
+        for decoded in [pool.submit(decode, i, data) for i, data in enumerate(coded.tolist())]:
+            decoded.result()
+    except ValueError as error:
+        raise CorruptError(
+            "decode the images of a batch", str(error), "It was stored so: pack the data again"
+        ) from error
+    return found
