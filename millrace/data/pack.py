@@ -8,7 +8,7 @@ all units' shards --> manifest
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy.typing as npt
 from millrace import manifest as manifests
 from millrace.data.fields import LabelIndex, Value, build_encoder
 from millrace.data.ingest import NOUN as SOURCE_FILES
-from millrace.data.ingest import READERS, Ids, load_ids, read_values
-from millrace.data.listing import SourceFile, locate
+from millrace.data.ingest import READERS, Ids, listed_file, load_ids, read_values
+from millrace.data.layout import Layout, choose_layout
+from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
 from millrace.data.shard import Shard, ShardReader, ShardWriter
 from millrace.data.statistics import Statistics, mean_and_deviation, sum_inputs
@@ -90,6 +91,7 @@ class _Unit:
     files: tuple[SourceFile, ...]
     ids: Ids
     kept: Kept
+    layout: Layout
 
 
 def pack(job: Job) -> Manifest:
@@ -104,7 +106,9 @@ def pack(job: Job) -> Manifest:
     kept = first_of_each(ids[:, 1])
     splits = draw_splits(ids[:, 0], job.spec.split)
     _refuse_empty_split(job, splits[kept])
-    units = _plan(job, source, ids, kept)
+    num_train = int((splits[kept] == 0).sum())
+    layout = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
+    units = _plan(job, source, ids, kept, layout)
     progress = Progress("units", total=len(units), usd_per_hour=job.usd_per_hour)
     packed = [
         progress.step(
@@ -113,15 +117,18 @@ def pack(job: Job) -> Manifest:
         )
         for unit in units
     ]
-    return _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
-
-
-def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept) -> list[_Unit]:
-    spec, entries = job.spec, source.facts["files"]
-    fingerprints = source.measured["fingerprints"]
-    recipe = digest(
-        VERSION, source.facts["recipe"], spec.split.model_dump(), spec.shards.model_dump()
+    made = _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
+    return replace(
+        made,
+        facts={**made.facts, "layout": layout.facts},
+        measured={"layout": layout.measured},
     )
+
+
+def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> list[_Unit]:
+    spec, entries = job.spec, source.facts["files"]
+    shards = spec.shards.model_dump() | layout.facts
+    recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
     units = []
     for indices in cut_units(entries, spec.shards.unit_bytes):
         start, stop = entries[indices[0]]["records"][0], entries[indices[-1]]["records"][1]
@@ -131,16 +138,8 @@ def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept) -> list[_Unit]:
             [entries[i]["digest"] for i in indices],
             hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
         )
-        files = tuple(
-            SourceFile(
-                entries[i]["path"],
-                locate(spec.source, job.folder, entries[i]["path"]),
-                entries[i]["num_bytes"],
-                fingerprints[i],
-            )
-            for i in indices
-        )
-        units.append(_Unit(key, files, ids[start:stop], mask))
+        files = tuple(listed_file(job, source, i) for i in indices)
+        units.append(_Unit(key, files, ids[start:stop], mask, layout))
     return units
 
 
@@ -163,11 +162,11 @@ def _pack_unit(storage: Storage, job: Job, unit: _Unit) -> Manifest:
         writer = ShardWriter(
             encoder.fields,
             split,
-            level=job.spec.shards.level,
-            frame_bytes=job.spec.shards.frame_bytes,
+            level=unit.layout.level,
+            frame_bytes=unit.layout.frame_bytes,
         )
         step = writer.samples_per_frame * max(
-            1, job.spec.shards.shard_bytes // job.spec.shards.frame_bytes
+            1, job.spec.shards.shard_bytes // unit.layout.frame_bytes
         )
         num_samples = len(columns["record"])
         for start in range(0, num_samples, step):
