@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from millrace.spec import ShardsSpec
 from millrace.storage import Storage
 from millrace.telemetry import log
 
+T = TypeVar("T")
 NOUN = "shards/layout"
 VERSION = 1
 SAMPLE_BYTES = 8 * 2**20
@@ -65,10 +66,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some of the data's samples, and how many records they are of."""
+    """Some of the data's samples, and how many a record has."""
 
     columns: Columns
-    num_records: int
+    samples_per_record: float
 
 
 def choose_layout(
@@ -92,7 +93,7 @@ def choose_layout(
     if made is None:
         start = time.perf_counter()
         sample = read_sample(job, source)
-        if not sample.num_records:  # no usable record among the sampled files
+        if sample is None:
             default = _default(spec)
             return Layout(*default, {"reason": "the default: no record could be sampled"})
         facts, measured = _measure(
@@ -150,11 +151,11 @@ def _measure(
     default = _default(spec)
     levels = frontier.LEVELS if isinstance(spec.level, str) else (spec.level,)
     sizes = frontier.FRAME_BYTES if isinstance(spec.frame_bytes, str) else (spec.frame_bytes,)
-    samples_per_record = num_rows(sample.columns) / sample.num_records
+    num_samples = num_records * sample.samples_per_record
     life = Life(
-        raw_bytes=size(sample.columns) / sample.num_records * num_records,
+        raw_bytes=size(sample.columns) / num_rows(sample.columns) * num_samples,
         train_share=num_train / num_records,
-        reads=expected_reads(job.spec, num_train * samples_per_record),
+        reads=expected_reads(job.spec, num_train * sample.samples_per_record),
         shard_bytes=spec.shard_bytes,
         storage=job.storage_price,
         usd_per_hour=job.usd_per_hour,
@@ -209,8 +210,11 @@ def build_frames(
     }
 
 
-def read_sample(job: Job, source: Manifest, most_bytes: int = SAMPLE_BYTES) -> Sample:
-    """Samples from runs of files, spread evenly over the source bytes; the same every time."""
+def read_sample(job: Job, source: Manifest, most_bytes: int = SAMPLE_BYTES) -> Sample | None:
+    """Samples from runs of files, spread evenly over the source bytes; the same every time.
+
+    None where the files at these places hold no usable record.
+    """
     encoder = build_encoder(job.spec.task)
     numbers = spread([entry["num_bytes"] for entry in source.facts["files"]], most_bytes)
     bytes_per_file = most_bytes // min(RUNS, len(numbers))
@@ -230,9 +234,24 @@ def read_sample(job: Job, source: Manifest, most_bytes: int = SAMPLE_BYTES) -> S
         files = [listed_file(job, source, number) for number in numbers]
         values = [value for found in pool.map(read, files) for value in found]
     if not values:
-        return Sample({}, 0)
+        return None
+    # Short texts in long blocks grow many times over: a few tell by how much.
+    few = thin(values, 64)
+    value_bytes = size(encoder.samples(few, LabelIndex())) / len(few)
+    values = thin(values, int(most_bytes / value_bytes))
     columns = encoder.samples(values, LabelIndex())
-    return Sample(columns, len(values))
+    samples_per_record = num_rows(columns) / len(values)
+    most_samples = max(1, int(num_rows(columns) * most_bytes / size(columns)))
+    return Sample(cut(columns, 0, most_samples), samples_per_record)
+
+
+def thin(values: Sequence[T], count: int) -> Sequence[T]:
+    """About `count` of the values and one at least, at RUNS places, neighbors together."""
+    if len(values) <= count:
+        return values
+    step = max(1, count // RUNS)
+    starts = np.linspace(0, len(values) - step, min(RUNS, max(1, count))).astype(np.int64)
+    return [values[i] for i in np.unique(starts[:, None] + np.arange(step)).tolist()]
 
 
 def spread(file_bytes: Sequence[int], most_bytes: int) -> list[int]:
@@ -244,7 +263,7 @@ def spread(file_bytes: Sequence[int], most_bytes: int) -> list[int]:
     for first, stop in zip(runs, [*runs[1:], len(ends)], strict=True):
         num_bytes = 0
         for number in islice(range(first, stop), FILES_PER_RUN):
-            if num_bytes >= most_bytes // len(runs):
+            if num_bytes >= max(1, most_bytes // len(runs)):
                 break
             chosen.append(number)
             num_bytes += file_bytes[number]
