@@ -115,7 +115,7 @@ def _points_table(points: list[dict[str, Any]]) -> str:
     rows = [
         f"| {point['level']} | {point['frame_bytes'] / 2**20:g} | {point['ratio']:.3f} "
         f"| {point['encode_bytes_per_second'] / 1e6:,.1f} "
-        f"| {point['decode_bytes_per_second'] / 1e6:,.0f} | {point['usd']:.6f} |"
+        f"| {point['decode_bytes_per_second'] / 1e6:,.0f} | {point['usd']:.3g} |"
         for point in points
     ]
     return "\n".join([heads, "|---|---|---|---|---|---|", *rows])
