@@ -119,7 +119,7 @@ def _measure(data: str, sections: dict[str, Any], work: Path) -> Run:
     sample = read_sample(job, source)
     assert sample is not None, f"{data} has records"
     frames = build_frames(job, sample.columns, FRAME_BYTES, DEFAULT_FRAME_BYTES)
-    points = measure(frames, LEVELS, lambda _point: True)
+    points = measure(frames, LEVELS, lambda _point, _points: True)
     local = measure_link(storage, data)
     return Run(points, local, time.perf_counter() - start)
 

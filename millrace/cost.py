@@ -37,7 +37,7 @@ class StoragePrice(Frozen):
     usd_per_1000_writes: Usd = 0.0
     """For requests that write."""
     months_kept: Usd = 0.0
-    """How long what is written lies there; the price file says it once for all stores."""
+    """How long shards lie there, where it differs from what the price file says for all stores."""
 
 
 class Prices(Frozen):

@@ -11,6 +11,7 @@ from millrace.data.bill import (
     LEAST_SHARE,
     LEAST_USD,
     Life,
+    can_win,
     cheapest,
     decide,
     expected_reads,
@@ -115,6 +116,17 @@ def test_more_reads_never_make_a_read_of_the_cheapest_point_dearer(
 
 def total(point: Point, life: Life, link: Link) -> float:
     return make_bill(point, life, link).total
+
+
+@given(grids, lives, links)
+def test_what_costs_more_to_encode_than_the_cheapest_in_all_is_never_the_cheapest(
+    grid: list[Point], life: Life, link: Link
+) -> None:
+    best = cheapest(grid, life, link)
+    for point in grid:
+        if not can_win(point, grid, life, link):
+            slower = replace(point, encode_bytes_per_second=point.encode_bytes_per_second / 2)
+            assert total(slower, life, link) >= total(best, life, link)
 
 
 def test_dear_storage_and_few_reads_take_a_higher_level() -> None:

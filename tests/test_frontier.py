@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def frames_of(size: int, count: int) -> list[bytes]:
     return [rng.integers(97, 105, size, np.uint8).tobytes() for _ in range(count)]
 
 
-def always(_point: Point) -> bool:
+def always(_point: Point, _points: Sequence[Point]) -> bool:
     return True
 
 
@@ -34,7 +36,7 @@ def test_every_level_and_frame_size_is_measured_as_shards_are_packed() -> None:
 
 
 def test_no_higher_level_is_tried_once_none_can_win() -> None:
-    def up_to_six(point: Point) -> bool:
+    def up_to_six(point: Point, _points: Sequence[Point]) -> bool:
         return point.level < 6
 
     points = measure({2**14: frames_of(2**14, 2)}, LEVELS, up_to_six)
@@ -45,9 +47,9 @@ def test_no_higher_level_is_tried_once_none_can_win() -> None:
 def test_a_level_goes_on_while_one_frame_size_can_win() -> None:
     sample = {2**14: frames_of(2**14, 2), 2**15: frames_of(2**15, 1)}
 
-    points = measure(sample, (1, 3), lambda point: point.frame_bytes == 2**15)
+    points = measure(sample, (3, 6), lambda point, _points: point.frame_bytes == 2**15)
 
-    assert [point.level for point in points] == [1, 1, 3, 3]
+    assert [point.level for point in points] == [3, 3, 6, 6]
 
 
 def test_a_level_too_slow_for_the_sample_gets_its_ratio_from_what_it_saw(

@@ -119,6 +119,15 @@ def cheapest(points: Sequence[Point], life: Life, link: Link) -> Point:
     return min(points, key=lambda point: (make_bill(point, life, link).total, point.level))
 
 
+def can_win(point: Point, points: Sequence[Point], life: Life, link: Link) -> bool:
+    """Whether the point, or one of a higher level, may be the cheapest beside these points.
+
+    Not once its encoding alone costs as much as the cheapest in all: with the level it only rises.
+    """
+    lowest = make_bill(cheapest(points, life, link), life, link).total
+    return make_bill(point, life, link).encode < lowest
+
+
 def decide(points: Sequence[Point], default: tuple[int, int], life: Life, link: Link) -> Choice:
     """The cheapest point, unless it saves too little to leave the default (level, frame size).
 

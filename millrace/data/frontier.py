@@ -50,7 +50,7 @@ class Link:
 def measure(
     sample: Mapping[int, Sequence[bytes]],
     levels: Iterable[int],
-    can_win: Callable[[Point], bool],
+    can_win: Callable[[Point, Sequence[Point]], bool],
 ) -> list[Point]:
     """A point for each frame size and level, upwards until no frame size of a level can win.
 
@@ -61,7 +61,8 @@ def measure(
     Args:
         sample: Frame size to raw frames, all of them cut from the same data.
         levels: zstd levels.
-        can_win: Whether a point, or a slower one, may still be the choice.
+        can_win: Whether a point, or one of a higher level, may still be the choice among all
+            points so far. Nobody is asked below the reference level.
     """
     start = time.thread_time()
     reference = {
@@ -76,7 +77,7 @@ def measure(
             _measure_point(level, size, frames, reference[size]) for size, frames in sample.items()
         ]
         points += found
-        if not any(can_win(point) for point in found):
+        if level >= REFERENCE_LEVEL and not any(can_win(point, points) for point in found):
             break
     return points
 

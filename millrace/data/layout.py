@@ -22,7 +22,7 @@ from millrace.data.bill import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_LEVEL,
     Life,
-    cheapest,
+    can_win,
     decide,
     expected_reads,
     make_bill,
@@ -31,7 +31,6 @@ from millrace.data.bill import (
 )
 from millrace.data.columns import Columns, cut, num_rows, size
 from millrace.data.fields import LabelIndex, Value, build_encoder
-from millrace.data.frontier import Point
 from millrace.data.ingest import READERS, listed_file, read_values
 from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
@@ -162,15 +161,11 @@ def _measure(
         num_cores=os.cpu_count() or 1,
     )
     link = frontier.measure_link(storage, f"{job.pipeline}/{NOUN}")
-    seen: list[Point] = []
-
-    def can_win(point: Point) -> bool:
-        """Whether encoding alone, dearer with each level, still costs less than the cheapest."""
-        seen.append(point)
-        lowest = make_bill(cheapest(seen, life, link), life, link).total
-        return point.level < DEFAULT_LEVEL or make_bill(point, life, link).encode < lowest
-
-    points = frontier.measure(build_frames(job, sample.columns, sizes, default[1]), levels, can_win)
+    points = frontier.measure(
+        build_frames(job, sample.columns, sizes, default[1]),
+        levels,
+        lambda point, points: can_win(point, points, life, link),
+    )
     choice = decide(points, default, life, link)
     measured = {
         "reason": choice.reason,
@@ -238,9 +233,9 @@ def read_sample(job: Job, source: Manifest, most_bytes: int = SAMPLE_BYTES) -> S
     # Short texts in long blocks grow many times over: a few tell by how much.
     few = thin(values, 64)
     value_bytes = size(encoder.samples(few, LabelIndex())) / len(few)
-    values = thin(values, int(most_bytes / value_bytes))
-    columns = encoder.samples(values, LabelIndex())
-    samples_per_record = num_rows(columns) / len(values)
+    some = thin(values, int(most_bytes / value_bytes))
+    columns = encoder.samples(some, LabelIndex())
+    samples_per_record = num_rows(columns) / len(some)
     most_samples = max(1, int(num_rows(columns) * most_bytes / size(columns)))
     return Sample(cut(columns, 0, most_samples), samples_per_record)
 
