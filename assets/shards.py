@@ -6,8 +6,10 @@ import dagster as dg
 
 from assets.step import PipelineFolder, Step, Told
 from millrace.manifest import Manifest
-from millrace.pictures import Bar, bar_chart, markdown
+from millrace.pictures import Bar, Spot, bar_chart, frontier_chart, markdown
 from millrace.spec import PipelineSpec
+
+UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
 
 
 def build_shards(pipeline: PipelineFolder) -> dg.AssetsDefinition:
@@ -16,7 +18,7 @@ def build_shards(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         pipeline,
         "shards",
         "pack",
-        version=1,
+        version=2,
         tell=_tell,
         inputs=("source_files",),
         keyed_by=lambda spec: [
@@ -51,6 +53,7 @@ def _tell(made: Manifest, _spec: PipelineSpec) -> Told:
     for name, split in splits.items():
         metadata[f"{name}_records"] = split["num_records"]
         metadata[f"{name}_samples"] = split["num_samples"]
+    metadata |= _layout(made)
     if facts["classes"]:
         metadata["classes"] = ", ".join(facts["classes"])
     checks = [
@@ -66,3 +69,53 @@ def _tell(made: Manifest, _spec: PipelineSpec) -> Told:
         ),
     ]
     return metadata, checks
+
+
+def _layout(made: Manifest) -> dict[str, Any]:
+    """The level and frame size, why, and the frontier they were chosen from."""
+    chosen, measured = made.facts["layout"], made.measured["layout"]
+    told: dict[str, Any] = {
+        "level": chosen["level"],
+        "frame_bytes": chosen["frame_bytes"],
+        "layout_reason": measured["reason"],
+    }
+    if not (points := measured.get("points")):
+        return told
+    largest = max(measured["raw_bytes"] / point["ratio"] for point in points)
+    unit, unit_bytes = next((unit, size) for unit, size in UNITS if largest >= size or size == 1)
+    spots = []
+    for point in sorted(points, key=lambda point: (point["frame_bytes"], point["level"])):
+        is_chosen = {name: point[name] for name in chosen} == chosen
+        spots.append(
+            Spot(
+                point["encode_bytes_per_second"] / 1e6,
+                measured["raw_bytes"] / point["ratio"] / unit_bytes,
+                f"level {point['level']}" + (", chosen" if is_chosen else ""),
+                f"frames of {point['frame_bytes'] / 2**20:g} MiB",
+                chosen=is_chosen,
+            )
+        )
+    picture = frontier_chart(
+        "What each level and frame size would take",
+        spots,
+        x_label="encode, MB per CPU second (log). Line: no other is faster and smaller",
+        y_label=f"stored, {unit}",
+    )
+    return told | {
+        "frontier": dg.MetadataValue.md(markdown(picture, "frontier")),
+        "points": dg.MetadataValue.md(_points_table(points)),
+        "expected_reads": measured["reads"],
+        "link_mb_per_second": measured["link"]["read_bytes_per_second"] / 1e6,
+        "link_request_ms": measured["link"]["request_seconds"] * 1e3,
+    }
+
+
+def _points_table(points: list[dict[str, Any]]) -> str:
+    heads = "| level | frame, MiB | ratio | encode MB/s | decode MB/s | $ in all |"
+    rows = [
+        f"| {point['level']} | {point['frame_bytes'] / 2**20:g} | {point['ratio']:.3f} "
+        f"| {point['encode_bytes_per_second'] / 1e6:,.1f} "
+        f"| {point['decode_bytes_per_second'] / 1e6:,.0f} | {point['usd']:.3g} |"
+        for point in points
+    ]
+    return "\n".join([heads, "|---|---|---|---|---|---|", *rows])

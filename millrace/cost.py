@@ -1,4 +1,4 @@
-"""What a machine costs per hour, from an editable price file."""
+"""What a machine costs per hour and a store per byte, from an editable price file."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,8 @@ from millrace.frozen import Frozen
 from millrace.spec import sentences
 
 Usd = Annotated[float, Field(ge=0)]
+# Other schemes that fsspec takes for the same store.
+_ALIASES = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "local": "file"}
 
 
 class Machine(Frozen):
@@ -23,10 +25,29 @@ class Machine(Frozen):
     """For each of its cores, on top."""
 
 
+class StoragePrice(Frozen):
+    """The price of one kind of store."""
+
+    usd_per_gib_month: Usd = 0.0
+    """For what lies there."""
+    usd_per_gib_read: Usd = 0.0
+    """For what is read from it: egress."""
+    usd_per_1000_reads: Usd = 0.0
+    """For requests that read."""
+    usd_per_1000_writes: Usd = 0.0
+    """For requests that write."""
+    months_kept: Usd = 0.0
+    """How long shards lie there, where it differs from what the price file says for all stores."""
+
+
 class Prices(Frozen):
     """All of a price file."""
 
     machines: dict[str, Machine]
+    storage: dict[str, StoragePrice] = Field(default_factory=dict)
+    """By the scheme of the store's URL; a kind that is not listed costs nothing."""
+    months_kept: Usd = 6.0
+    """How long shards lie on the store before someone deletes them."""
 
     @classmethod
     def read(cls, path: Path) -> "Prices":
@@ -50,3 +71,10 @@ class Prices(Frozen):
             )
         price = self.machines[machine]
         return price.usd_per_hour + price.usd_per_core_hour * (cores or os.cpu_count() or 1)
+
+    def storage_price(self, url: str) -> StoragePrice:
+        """Price of the store behind a URL; a path without a scheme is a local folder."""
+        scheme, separator, _ = url.partition("://")
+        kind = _ALIASES.get(scheme, scheme) if separator else "file"
+        price = self.storage.get(kind, StoragePrice())
+        return price.model_copy(update={"months_kept": price.months_kept or self.months_kept})

@@ -25,6 +25,22 @@ def _refuse_truth(value: Any) -> Any:
     return value
 
 
+def number_or_auto(low: int, high: int = 0) -> BeforeValidator:
+    """For a whole number from `low` to `high` (0: without end) that the word `auto` leaves open.
+
+    One sentence for both, where pydantic would complain about each kind in turn.
+    """
+    allowed = f"{low} to {high}" if high else f"{low} or more"
+
+    def check(value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and low <= value <= (high or value)):
+            raise ValueError(f"a number is needed, {allowed}, or `auto`; not {value!r}")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _refuse_secrets(url: str) -> str:
     if re.search(r"://[^/@]*:[^/]*@", url):
         raise ValueError(

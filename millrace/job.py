@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from millrace.cost import StoragePrice
 from millrace.frozen import Frozen
 from millrace.spec import PipelineSpec
 
@@ -26,3 +27,5 @@ class Job(Frozen):
     """Noun to manifest path of what it is made from."""
     usd_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine the job runs on."""
+    storage_price: StoragePrice = StoragePrice()
+    """Price of the store, which decides how hard shards are compressed."""

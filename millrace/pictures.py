@@ -1,10 +1,11 @@
-"""Small pictures as SVG: lines, bars and intervals, drawn from plain numbers."""
+"""Small pictures as SVG: lines, bars, intervals and frontiers, drawn from plain numbers."""
 
 import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
@@ -132,6 +133,117 @@ def bar_chart(title: str, bars: Sequence[Bar], *, unit: str) -> str:
         parts.append(_text(end + 6, y + 12, shown))
     parts.append(_text((left + WIDTH - 110) / 2, height - 8, unit, anchor="middle", color=QUIET))
     return _frame(title, parts, height)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A labelled point of a frontier; spots of one series share a color."""
+
+    x: float
+    y: float
+    label: str
+    series: str
+    chosen: bool = False
+
+
+def pareto(spots: Sequence[Spot]) -> list[Spot]:
+    """Those that no other beats: none has more x at no more y. In order of x."""
+    best: list[Spot] = []
+    for spot in sorted(spots, key=lambda spot: (-spot.x, spot.y)):
+        if not best or spot.y < best[-1].y:
+            best.append(spot)
+    return best[::-1]
+
+
+def frontier_chart(title: str, spots: Sequence[Spot], *, x_label: str, y_label: str) -> str:
+    """Spots of which more x (logarithmic) and less y is better, with the line of the best ones.
+
+    The chosen spot is ringed. Labels that would cover another one are left out, the chosen spot's
+    and those of the best ones last.
+    """
+    spots = [spot for spot in spots if 0 < spot.x < math.inf and math.isfinite(spot.y)]
+    if not spots:
+        return _frame(title, [_text(WIDTH / 2, HEIGHT / 2, "nothing to show", anchor="middle")])
+    xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
+    margin = 0.12 * (max(ys) - min(ys)) or 0.05 * abs(ys[0]) or 1.0
+    x_axis = Axis(min(xs) / 1.3, max(xs) * 1.5, LEFT, WIDTH - RIGHT, log=True)
+    y_axis = Axis(min(ys) - margin, max(ys) + margin, HEIGHT - BOTTOM, TOP + 10)
+    places = {spot: (x_axis.place(spot.x), y_axis.place(spot.y)) for spot in spots}
+    best = pareto(spots)
+    line = [places[spot] for spot in best]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+    parts = _axes(x_axis, y_axis, x_label, y_label)
+    parts.append(f'<polyline points="{path}" fill="none" stroke="{QUIET}" stroke-width="1.5"/>')
+    series = list(dict.fromkeys(spot.series for spot in spots))
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(series)}
+    taken: list[Box] = []
+    for i, name in enumerate(series):  # up left, where what is slow and large would lie
+        parts.append(_text(LEFT + 8, TOP + 20 + 14 * i, name, color=colors[name]))
+        taken.append(_box(LEFT + 8, TOP + 20 + 14 * i, name, "start"))
+    for spot, (x, y) in places.items():
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colors[spot.series]}"/>')
+        radius = 9 if spot.chosen else 4
+        taken.append((x - radius, y - radius, x + radius, y + radius))
+        if spot.chosen:
+            ring = f'r="8" fill="none" stroke="{INK}" stroke-width="2"'
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {ring}/>')
+    taken += _along(line)
+    for spot in sorted(spots, key=lambda spot: (not spot.chosen, spot not in best)):
+        color = INK if spot.chosen else colors[spot.series]
+        parts += _label(spot, places[spot], taken, is_best=spot in best, color=color)
+    return _frame(title, parts)
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _along(line: Points) -> list[Box]:
+    """Small boxes that cover a line."""
+    boxes = []
+    for (x, y), (next_x, next_y) in pairwise(line):
+        count = int(max(abs(next_x - x), abs(next_y - y)) // 4) + 1
+        for i in range(count):
+            at_x, at_y = x + (next_x - x) * i / count, y + (next_y - y) * i / count
+            boxes.append((at_x - 1, at_y - 1, at_x + 1, at_y + 1))
+    return boxes
+
+
+def _label(
+    spot: Spot, place: tuple[float, float], taken: list[Box], *, is_best: bool, color: str
+) -> list[str]:
+    """The spot's label at the first side where it covers nothing; the room it takes is noted.
+
+    Below the line of the best ones there is nothing, so their labels go there first.
+    """
+    (x, y), gap = place, 12 if spot.chosen else 6
+    below = [
+        (x + gap, y + gap + 6, "start"),
+        (x, y + gap + 10, "middle"),
+        (x + gap, y + 4, "start"),
+    ]
+    above = [(x - gap, y - gap + 2, "end"), (x, y - gap - 1, "middle"), (x - gap, y + 4, "end")]
+    near = [(x - gap, y + gap + 6, "end"), (x + gap, y - gap + 2, "start")]
+    far = [(x, y + gap + 24, "middle"), (x, y - gap - 14, "middle")]
+    sides = [*below, *near, *above, *far] if is_best else [*above, *near, *below, *far]
+    for at_x, at_y, anchor in sides:
+        box = _box(at_x, at_y, spot.label, anchor)
+        is_inside = box[0] >= LEFT and box[2] <= WIDTH and TOP <= box[1] <= HEIGHT - BOTTOM - 10
+        if is_inside and not any(_overlap(box, other) for other in taken):
+            taken.append(box)
+            return [_text(at_x, at_y, spot.label, anchor=anchor, color=color)]
+    return []
+
+
+def _box(x: float, y: float, text: str, anchor: str) -> Box:
+    """The room of a text in the font's size; its letters are 6.2 pixels wide on average."""
+    width = 6.2 * len(text)
+    left = {"start": x, "middle": x - width / 2, "end": x - width}[anchor]
+    return (left, y - 9, left + width, y + 2)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _axes(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from millrace.cost import Prices
+from millrace.cost import Prices, StoragePrice
 from millrace.job import Job
 from millrace.launch import follow
 
@@ -24,6 +24,10 @@ class Compute(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's o
     def usd_per_hour(self) -> float:
         """Price of this machine."""
         return Prices.read(Path(self.price_file)).usd_per_hour(self.machine)
+
+    def storage_price(self, url: str) -> StoragePrice:
+        """Price of the store behind a URL."""
+        return Prices.read(Path(self.price_file)).storage_price(url)
 
     def run(self, verb: str, job: Job) -> Iterator[dict[str, Any]]:
         """Run a step in processes of its own and yield its events."""

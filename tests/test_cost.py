@@ -23,6 +23,37 @@ def test_the_shipped_prices_know_this_machine() -> None:
     assert Prices.read(SHIPPED).usd_per_hour("local", cores=2) > 0
 
 
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("/a/folder", "file"),
+        ("relative/folder", "file"),
+        ("memory://x", "memory"),
+        ("s3://bucket/prefix", "s3"),
+        ("gcs://bucket", "gs"),
+        ("abfss://container@account", "abfs"),
+    ],
+)
+def test_a_store_costs_what_its_kind_costs(url: str, kind: str) -> None:
+    prices = Prices.read(SHIPPED)
+
+    found = prices.storage_price(url)
+
+    assert kind in prices.storage
+    assert found == prices.storage[kind].model_copy(update={"months_kept": prices.months_kept})
+    assert (found.usd_per_gib_month > 0) == (kind in ("s3", "gs", "abfs"))
+
+
+def test_a_store_of_a_kind_that_is_not_listed_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("{machines: {}, storage: {s3: {usd_per_gib_month: 1, months_kept: 2}}}")
+    prices = Prices.read(path)
+
+    assert prices.storage_price("sftp://host/x").usd_per_gib_month == 0
+    assert prices.storage_price("s3://b").months_kept == 2
+    assert prices.storage_price("sftp://host/x").months_kept == prices.months_kept
+
+
 def test_an_unknown_machine_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SpecError, match=r"cloud-cpu-spot.*MILLRACE_MACHINE"):
         Prices.read(SHIPPED).usd_per_hour("mainframe")
@@ -33,6 +64,8 @@ def test_an_unknown_machine_is_refused_with_the_known_ones() -> None:
     [
         (b"machines: {a: {usd_per_hour: -1}}", r"machines\.a\.usd_per_hour: .*greater"),
         (b"machines: {a: {usd_per_our: 1}}", "Did you mean `usd_per_hour`"),
+        (b"{machines: {}, storage: {s3: {usd_per_gib: 1}}}", "Did you mean `usd_per_gib_read`"),
+        (b"{machines: {}, months_kept: -1}", "months_kept: .*greater"),
         (b"machine: {}", "Did you mean `machines`"),
         (b"machines: [", "while parsing"),
         (b"", "valid dictionary"),

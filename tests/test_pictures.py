@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.pictures import Axis, Bar, bar_chart, line_chart, markdown
+from millrace.pictures import (
+    Axis,
+    Bar,
+    Spot,
+    bar_chart,
+    frontier_chart,
+    line_chart,
+    markdown,
+    pareto,
+)
 
 numbers = st.floats(-1e300, 1e300) | st.sampled_from([math.nan, math.inf, -math.inf])
 points = st.lists(st.tuples(numbers, numbers), max_size=5)
@@ -97,3 +106,81 @@ def test_a_picture_in_markdown_is_a_data_uri() -> None:
 
     assert text.startswith("![sizes](data:image/svg+xml;base64,")
     assert base64.b64decode(text.rsplit(",", 1)[1].rstrip(")")).decode() == svg
+
+
+spots = st.builds(Spot, numbers, numbers, st.text(max_size=5), st.text(max_size=3), st.booleans())
+near_spots = st.builds(
+    Spot, st.floats(1, 1000), st.floats(0, 10), st.just("level 9, chosen"), st.sampled_from("abc")
+)
+
+
+@given(st.lists(spots, max_size=6))
+def test_any_spots_make_well_formed_pictures(drawn: list[Spot]) -> None:
+    svg = frontier_chart("t", drawn, x_label="<x>", y_label="y & z")
+
+    assert texts(svg)
+    assert all(math.isfinite(x) for x in coordinates(svg))
+    assert "nan" not in re.sub(r">[^<]*<", "><", svg)
+
+
+@given(st.lists(near_spots, max_size=30))
+def test_the_frontier_holds_the_spots_that_no_other_beats(drawn: list[Spot]) -> None:
+    best = pareto(drawn)
+
+    assert [spot.x for spot in best] == sorted(spot.x for spot in best)
+    for spot in drawn:
+        assert any(other.x >= spot.x and other.y <= spot.y for other in best)
+    for spot in best:
+        assert not any(
+            other.x >= spot.x and other.y <= spot.y and (other.x, other.y) != (spot.x, spot.y)
+            for other in drawn
+        )
+
+
+@given(st.lists(near_spots, min_size=1, max_size=30))
+def test_labels_of_spots_cover_neither_each_other_nor_a_spot(drawn: list[Spot]) -> None:
+    svg = frontier_chart("t", drawn, x_label="x", y_label="y")
+
+    boxes = [
+        label_box(float(x), float(y), anchor)
+        for x, y, anchor in re.findall(
+            r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"[^>]*>level 9, chosen<', svg
+        )
+    ]
+    dots = [
+        (float(x) - 3, float(y) - 3, float(x) + 3, float(y) + 3)
+        for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="3.5"', svg)
+    ]
+    assert boxes
+    for i, box in enumerate(boxes):
+        assert not any(overlap(box, other) for other in [*boxes[:i], *dots])
+        assert box[0] >= 0
+        assert box[2] <= 640
+
+
+def label_box(x: float, y: float, anchor: str) -> tuple[float, float, float, float]:
+    width = 5.5 * len("level 9, chosen")
+    left = {"start": x, "middle": x - width / 2, "end": x - width}[anchor]
+    return (left, y - 8, left + width, y + 1)
+
+
+def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def test_the_chosen_spot_is_ringed_and_named_and_each_series_has_a_color() -> None:
+    drawn = [
+        Spot(100.0, 3.0, "level 3", "1 MiB"),
+        Spot(10.0, 2.0, "level 9, chosen", "4 MiB", chosen=True),
+        Spot(1.0, 2.5, "level 19", "1 MiB"),
+    ]
+
+    svg = frontier_chart("t", drawn, x_label="x", y_label="y")
+
+    assert {"level 3", "level 9, chosen", "level 19", "1 MiB", "4 MiB"} <= set(texts(svg))
+    assert svg.count('r="8"') == 1
+    assert svg.count("<circle") == 4
+    assert len(set(re.findall(r'r="3.5" fill="([^"]+)"', svg))) == 2
+    line = re.search(r'<polyline points="([^"]+)"', svg)
+    assert line is not None
+    assert len(line[1].split()) == 2  # level 19 is beaten by the chosen one

@@ -270,6 +270,24 @@ def test_release_alone_refuses_after_a_failed_gate_and_the_last_release_stays(
     assert site.current("release") == before
 
 
+def test_shards_show_their_level_the_reason_and_the_frontier(
+    copied: Site, spec: PipelineSpec
+) -> None:
+    folder = PipelineFolder("digits", str(ROOT / "pipelines" / "digits"), spec)
+
+    result = materialize(build_shards(folder), copied)
+
+    (made,) = result.asset_materializations_for_node("digits__shards")
+    shown = {name: value.value for name, value in made.metadata.items()}
+    assert (shown["level"], shown["frame_bytes"]) == (3, 2**20)
+    assert str(shown["layout_reason"]).startswith("level 3, 1 MiB, the default: ")
+    assert str(shown["frontier"]).startswith("![frontier](data:image/svg+xml;base64,")
+    assert "| level | frame, MiB | ratio |" in str(shown["points"])
+    reads = copied.current("shards").measured["layout"]["reads"]
+    assert shown["expected_reads"] == pytest.approx(reads)
+    assert reads > 1
+
+
 def test_shards_that_the_checkpoint_was_not_trained_on_are_refused(
     copied: Site, spec: PipelineSpec
 ) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from millrace import manifest as manifests
 from millrace.data.fields import Encoder, UnusableRecordError, Value, build_encoder
-from millrace.data.listing import SourceFile, list_source
+from millrace.data.listing import SourceFile, list_source, locate
 from millrace.data.records import Rejection, format_of, read_records
 from millrace.errors import CorruptError, NotFoundError, SourceError
 from millrace.frozen import digest
@@ -126,6 +126,17 @@ def load_ids(storage: Storage, manifest: Manifest) -> Ids:
     data = manifest.file("records.npy").read(storage)
     loaded: Ids = np.load(io.BytesIO(data), allow_pickle=False)
     return loaded
+
+
+def listed_file(job: Job, source: Manifest, number: int) -> SourceFile:
+    """A file of a source_files manifest, found where the job's folder says it lies now."""
+    entry = source.facts["files"][number]
+    return SourceFile(
+        entry["path"],
+        locate(job.spec.source, job.folder, entry["path"]),
+        entry["num_bytes"],
+        source.measured["fingerprints"][number],
+    )
 
 
 def _refuse_unusable(job: Job, files: list[SourceFile], read: list[ReadFile]) -> None:

@@ -8,7 +8,7 @@ all units' shards --> manifest
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from millrace import manifest as manifests
 from millrace.data.codec import FORMAT_VERSION
 from millrace.data.fields import LabelIndex, Value, build_encoder
 from millrace.data.ingest import NOUN as SOURCE_FILES
-from millrace.data.ingest import READERS, Ids, load_ids, read_values
-from millrace.data.listing import SourceFile, locate
+from millrace.data.ingest import READERS, Ids, listed_file, load_ids, read_values
+from millrace.data.layout import ChosenLayout, choose_layout
+from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
 from millrace.data.shard import Layout, Shard, ShardReader, ShardWriter
 from millrace.data.statistics import Statistics, mean_and_deviation, sum_inputs
@@ -91,6 +92,7 @@ class _Unit:
     files: tuple[SourceFile, ...]
     ids: Ids
     kept: Kept
+    layout: ChosenLayout
 
 
 def pack(job: Job) -> Manifest:
@@ -105,7 +107,9 @@ def pack(job: Job) -> Manifest:
     kept = first_of_each(ids[:, 1])
     splits = draw_splits(ids[:, 0], job.spec.split)
     _refuse_empty_split(job, splits[kept])
-    units = _plan(job, source, ids, kept)
+    num_train = int((splits[kept] == 0).sum())
+    layout = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
+    units = _plan(job, source, ids, kept, layout)
     progress = Progress("units", total=len(units), usd_per_hour=job.usd_per_hour)
     packed = [
         progress.step(
@@ -114,15 +118,18 @@ def pack(job: Job) -> Manifest:
         )
         for unit in units
     ]
-    return _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
-
-
-def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept) -> list[_Unit]:
-    spec, entries = job.spec, source.facts["files"]
-    fingerprints = source.measured["fingerprints"]
-    recipe = digest(
-        VERSION, source.facts["recipe"], spec.split.model_dump(), spec.shards.model_dump()
+    made = _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
+    return replace(
+        made,
+        facts={**made.facts, "layout": layout.facts},
+        measured={"layout": layout.measured},
     )
+
+
+def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: ChosenLayout) -> list[_Unit]:
+    spec, entries = job.spec, source.facts["files"]
+    shards = spec.shards.model_dump() | layout.facts
+    recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
     units = []
     for indices in cut_units(entries, spec.shards.unit_bytes):
         start, stop = entries[indices[0]]["records"][0], entries[indices[-1]]["records"][1]
@@ -132,16 +139,8 @@ def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept) -> list[_Unit]:
             [entries[i]["digest"] for i in indices],
             hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
         )
-        files = tuple(
-            SourceFile(
-                entries[i]["path"],
-                locate(spec.source, job.folder, entries[i]["path"]),
-                entries[i]["num_bytes"],
-                fingerprints[i],
-            )
-            for i in indices
-        )
-        units.append(_Unit(key, files, ids[start:stop], mask))
+        files = tuple(listed_file(job, source, i) for i in indices)
+        units.append(_Unit(key, files, ids[start:stop], mask, layout))
     return units
 
 
@@ -161,9 +160,8 @@ def _pack_unit(storage: Storage, job: Job, unit: _Unit) -> Manifest:
         columns = encoder.samples(chosen, labels)
         if split == "train" and "inputs" in columns:
             statistics = sum_inputs(columns["inputs"])
-        layout = Layout(
-            job.spec.shards.level, job.spec.shards.frame_bytes, job.spec.shards.shard_bytes
-        )
+        shard_bytes = job.spec.shards.shard_bytes
+        layout = Layout(unit.layout.level, unit.layout.frame_bytes, shard_bytes)
         writer = ShardWriter(storage, folder, encoder.fields, split=split, layout=layout)
         writer.write(columns)
         written = writer.close(tuple(labels.classes))
