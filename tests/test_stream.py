@@ -35,7 +35,8 @@ NUM_SAMPLES = 101
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many chunks, windows and groups in a hundred samples as else in a hundred thousand."""
-    monkeypatch.setattr(order, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(order, "CHUNK_BYTES", 900)
+    monkeypatch.setattr(order, "LANE_CHUNKS", 1)
     monkeypatch.setattr(order, "MIX_BYTES", 8000)
 
 
