@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from webdataset.autodecode import Decoder, basichandlers
 from webdataset.handlers import reraise_exception as reraise
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -30,10 +32,10 @@ from millrace.data.tar_shard import TarShard
 from millrace.errors import ExistsError, SpecError, StorageError
 from millrace.export import Exported, export, fill_files
 from millrace.manifest import Manifest
-from millrace.spec import PipelineSpec, SourceSpec
+from millrace.spec import ClassificationTask, PipelineSpec, SourceSpec
 from millrace.storage import FsspecStorage
 from tests.peer_fixtures import RunPeer
-from tests.pipelines_for_tests import NAME, Line
+from tests.pipelines_for_tests import NAME, ROOT, Line
 
 FORMATS = {"webdataset": "tar", "parquet": "parquet"}
 SPLITS = ("train", "validation", "test")
@@ -319,16 +321,16 @@ def test_no_file_nor_the_memory_grows_with_the_split(
     writer_type: type[TarShard] | type[ParquetFile],
 ) -> None:
     limit = 2**17
-    fields = {"inputs": Field("float32", (64,)), "label": Field("int32")}
+    fields = {"inputs": Field("float32", (256,)), "label": Field("int32")}
 
     def batches(count: int) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(0)
-        for _ in range(count // 32):
-            inputs = rng.normal(size=(32, 64)).astype(np.float32)
-            yield {"inputs": inputs, "label": np.zeros(32, np.int64)}
+        for _ in range(count // 16):
+            inputs = rng.normal(size=(16, 256)).astype(np.float32)
+            yield {"inputs": inputs, "label": np.zeros(16, np.int64)}
 
     peaks = []
-    for count in (1024, 4096):
+    for count in (384, 1152):
         tracemalloc.start()
         sizes, num_samples = [], 0
         for data, samples in fill_files(
@@ -385,6 +387,35 @@ def test_the_command_refuses_what_is_not_there(tmp_path: Path) -> None:
     assert found.returncode == 1
     assert "Materialize nowhere/shards first" in found.stderr
     assert not (tmp_path / "out").exists()
+
+
+PAGE = (ROOT / "docs" / "exchange.md").read_text()
+
+
+def test_the_documented_commands_work(
+    points: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILLRACE_STORE", points.storage.url)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    python -m millrace (export .*)$", PAGE, re.MULTILINE)
+
+    for command in commands:
+        assert millrace(*command.replace("digits", NAME).split()).returncode == 0
+
+    assert len(commands) == 2
+    assert (tmp_path / "exported" / "tars" / "train-000000.tar").exists()
+    assert (tmp_path / "exported" / "parquet" / "train-000000.parquet").exists()
+
+
+def test_the_documented_lines_of_yaml_are_specs() -> None:
+    examples = re.findall(r"^    source: .*\n    task: .*$", PAGE, re.MULTILINE)
+
+    for example in examples:
+        sections = yaml.safe_load(example)
+        SourceSpec.model_validate(sections["source"])
+        ClassificationTask.model_validate(sections["task"])
+    assert len(examples) == 2
 
 
 PEER_READS = """

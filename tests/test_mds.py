@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -370,6 +371,21 @@ def test_random_damage_never_passes_for_another_error(data_set: Path) -> None:
         except MillraceError:
             continue
         assert {len(column) for column in found.values()} == {40}
+
+
+def test_the_documented_snippet_reads_a_data_set(
+    data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "exchange.md").read_text()
+    found = re.search(r"<!-- mds -->\n```python\n(.*?)```\n<!-- /mds -->", page, re.DOTALL)
+    assert found is not None
+    program = found[1].replace("s3://bucket/data", str(data_set.parent)).replace("mds/", "")
+
+    exec(program, {})  # noqa: S102  our own documentation
+
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "43 samples in 2 frames", "id int64 ()", "text text ()",
+    ]  # fmt: skip
 
 
 PEER_WRITES = """

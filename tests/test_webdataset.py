@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,24 @@ def test_random_damage_is_an_error_or_a_rejection_and_never_a_crash(tmp_path: Pa
         except SourceError:
             continue
         assert len(found) <= 4
+
+
+def test_the_memory_does_not_grow_with_the_tar(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.zst"
+    path.write_bytes(zstandard.compress(tar({f"{i}.bin": bytes(10**5) for i in range(300)})))
+    spec = SourceSpec(url=str(path))
+    (file,) = list_source(spec, "/")
+
+    tracemalloc.start()
+    count = 0
+    for found in read_records(file, spec):
+        assert isinstance(found, Located)
+        count += len(found.record["bin"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert count == 300 * 10**5
+    assert peak < 20 * 10**5
 
 
 def test_the_format_goes_by_the_extension(tmp_path: Path) -> None:
