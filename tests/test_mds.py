@@ -8,6 +8,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,21 @@ def test_a_large_plain_shard_is_cut_into_frames_fetched_by_range(
     refuse_same(join(parts), draw_samples(40)[: counts[:-2].sum()])
     with pytest.raises(CorruptError):
         samples.frame(len(counts) - 2)
+
+
+def test_frames_are_read_by_many_threads_at_once(
+    data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millrace.data.mds.FRAME_BYTES", 200)
+    samples = samples_of(data_set)
+    numbers = list(range(len(samples.samples_per_frame))) * 5
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(samples.frame, numbers))
+
+    for number, frame in zip(numbers, found, strict=True):
+        for name, column in samples.frame(number).items():
+            assert equal(column, frame[name])
 
 
 def test_columns_are_aligned_and_their_own(data_set: Path) -> None:

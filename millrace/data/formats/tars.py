@@ -6,7 +6,7 @@ A member's name is a key and a field's name, never a path. Nothing is unpickled:
 bytes.
 """
 
-import io
+import ast
 import json
 import math
 import re
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 
 from millrace.data.formats.opened import (
     DAMAGED,
@@ -197,17 +196,34 @@ def _parse_pax(data: bytes) -> dict[bytes, bytes]:
 
 
 def _decode_npy(data: bytes) -> Any:
-    """An array as a view on its file; ValueError unless it is whole and free of pickles."""
-    stream = io.BytesIO(data)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(stream)
-    if version not in read:
-        raise ValueError(f"version {version} of npy")
-    shape, is_fortran, dtype = read[version](stream)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or min(shape, default=0) < 0 or num_bytes != len(data) - stream.tell():
-        raise ValueError(f"{len(data) - stream.tell()} bytes for {dtype} of shape {shape}")
-    return np.ndarray(shape, dtype, data, stream.tell(), order="F" if is_fortran else "C")
+    """An array as a view on its file; ValueError unless it is whole and of numbers or text.
+
+    numpy's own reader of this header raises errors of many kinds, and warnings, on a damaged one.
+    """
+    if data[:6] != b"\x93NUMPY" or data[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise ValueError("it does not begin as one")
+    start = 10 if data[6] == 1 else 12
+    stop = start + int.from_bytes(data[8:start], "little")
+    try:
+        told = ast.literal_eval(data[start : min(stop, start + MAX_NAME_BYTES)].decode().strip())
+        dtype, shape, is_fortran = (
+            told["descr"],
+            tuple(told["shape"]),
+            told["fortran_order"] is True,
+        )
+    except (SyntaxError, TypeError, KeyError, MemoryError) as error:
+        raise ValueError(f"its header is none ({error})") from error
+    if not isinstance(dtype, str) or not re.fullmatch(r"[<>|]([biufc]\d{1,2}|[SU]\d{1,6})", dtype):
+        raise ValueError(f"its numbers are of {dtype!r}")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"its shape is {shape}")
+    try:
+        kind = np.dtype(dtype)
+        if math.prod(shape) * kind.itemsize != len(data) - stop:
+            raise ValueError(f"{len(data) - stop} bytes for {kind} of shape {shape}")
+        return np.ndarray(shape, kind, data, stop, order="F" if is_fortran else "C")
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"no array of {dtype!r} has the shape {shape}") from error
 
 
 def _decode_text(data: bytes) -> str:
