@@ -85,7 +85,11 @@ def _where(opened: Opened, key: str) -> str:
 
 
 class _Tar:
-    """The members of a tar file, read block by block; any flaw is an error with its offset."""
+    """The members of a tar file, read block by block; any flaw is an error with its offset.
+
+    Python's tarfile parses the headers but does not read the archive: it takes one that is cut off
+    behind a member, or inside a header, for whole, and remembers every member it has met.
+    """
 
     def __init__(self, opened: Opened) -> None:
         self._opened, self._stream = opened, opened.stream()
