@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import pytest
 import zstandard
 from PIL import Image
 
-from millrace.data.columns import Field, Ragged, equal, join
+from millrace.data.columns import Columns, Field, Ragged, equal, join
 from millrace.data.mds import MdsSamples
 from millrace.errors import CorruptError, MillraceError, NotFoundError, SourceError
 from millrace.storage import FsspecStorage
@@ -123,13 +123,23 @@ def data_set(tmp_path: Path) -> Path:
     return tmp_path / "train"
 
 
+class Frames(Protocol):
+    """What a stream needs of a data set."""
+
+    fields: Mapping[str, Field]
+    samples_per_frame: npt.NDArray[np.int64]
+    frame_bytes: npt.NDArray[np.int64]
+
+    def frame(self, number: int) -> Columns: ...
+
+
 def samples_of(folder: Path) -> MdsSamples:
     storage = FsspecStorage(str(folder.parent))
     storage.attempts = 1
     return MdsSamples(storage, folder.name)
 
 
-def whole(samples: MdsSamples) -> dict[str, Any]:
+def whole(samples: Frames) -> dict[str, Any]:
     return join([samples.frame(number) for number in range(len(samples.samples_per_frame))])
 
 
@@ -347,6 +357,7 @@ def test_a_compression_that_needs_more_is_refused_by_name(tmp_path: Path, compre
     lambda index: index["shards"][0]["column_encodings"].pop(),
     lambda index: [shard["column_encodings"].pop() for shard in index["shards"]],
     lambda index: index["shards"][0]["raw_data"].update(bytes=-1),
+    lambda index: index["shards"][0]["raw_data"].update(bytes=2**32),
     lambda index: index["shards"][0].update(raw_data=None),
     lambda index: index.pop("shards"),
     lambda index: index.update(shards=[]),

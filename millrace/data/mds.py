@@ -25,6 +25,8 @@ from millrace.errors import CorruptError, SourceError
 from millrace.storage import Storage
 
 FRAME_BYTES = 2**20
+LARGEST_SHARD_BYTES = 2**32
+"""Since offsets have 32 bits; a shard that is said to be larger is not decompressed."""
 INDEX = "index.json"
 VERSION = 2
 _SCALARS = frozenset(
@@ -114,7 +116,7 @@ class MdsSamples:
         self._prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
         self._where = f"{storage.url}/{self._prefix}".rstrip("/")
         self._columns, self._shards = self._read_index()
-        self.fields = {column.name: column.field for column in self._columns}
+        self.fields: Mapping[str, Field] = {column.name: column.field for column in self._columns}
         self._frames = [
             (shard, start, stop) for shard in self._shards for start, stop in _cut(shard)
         ]
@@ -136,6 +138,7 @@ class MdsSamples:
         """The columns of a frame.
 
         Raises:
+            NotFoundError: The shard is gone.
             CorruptError: The shard is not what the index says, or not a shard.
         """
         shard, start, stop = self._frames[number]
@@ -209,7 +212,8 @@ def _build_shard(told: Mapping[str, Any], asked: str) -> _Shard:
     raw = _build_file(told["raw_data"], asked)
     zipped = _build_file(told["zip_data"], asked) if told["zip_data"] else None
     num_samples = told["samples"]
-    if not isinstance(num_samples, int) or _table_bytes(num_samples) > max(raw.num_bytes, 8):
+    fits = isinstance(num_samples, int) and _table_bytes(num_samples) <= max(raw.num_bytes, 8)
+    if not fits or raw.num_bytes >= LARGEST_SHARD_BYTES:
         raise SourceError(
             asked, f"{raw.path}: {num_samples} samples in {raw.num_bytes} bytes", _MEND
         )
