@@ -60,8 +60,11 @@ class SourceSpec(Frozen):
     into the environment."""
     exclude: tuple[str, ...] = ()
     """Globs of paths to leave out, matched against the path below the url's fixed part."""
-    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta"] = "auto"
-    """`auto` goes by the extension; compression (gz, zst) is told by the first bytes."""
+    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta", "webdataset"] = (
+        "auto"
+    )
+    """`auto` goes by the extension (`webdataset` is tar); compression (gz, zst) is told by the
+    first bytes."""
     records: Literal["line", "file"] = "line"
     """Text only: whether a line (ended by LF) or a whole file is one record; empty ones are
     none."""
@@ -105,8 +108,9 @@ class ClassificationTask(Frozen):
     label: str = "label"
     """The record's field that holds the class; an image's label is its folder's name."""
     inputs: tuple[str, ...] = ()
-    """The record's numeric fields; empty means the image, or all but the label in the natural order
-    of their names (`x2` before `x10`), whatever their order in the file."""
+    """The record's fields of numbers, or of arrays of numbers; empty means the image, or all but
+    the label in the natural order of their names (`x2` before `x10`), whatever their order in the
+    file."""
     shape: tuple[PositiveInt, ...]
     """Shape of one sample, channels first for images: the fields are laid out in this order."""
 

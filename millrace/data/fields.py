@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from millrace.data.columns import Columns, Field
+from millrace.data.columns import Array, Columns, Field
 from millrace.errors import SourceError
 from millrace.spec import ClassificationTask, LanguageModelTask, Task
 
@@ -148,16 +148,21 @@ class _LabelledArrays:
             return Value(self._pixels(record["image"]).tobytes(), label)
         names = self._task.inputs or _all_but(self._task.label, tuple(record))
         with np.errstate(over="ignore"):  # too large a number becomes infinite and is refused
-            numbers = np.array([_number(record, name) for name in names], np.float32)
+            parts = [_numbers(record, name) for name in names]
+            numbers = _flat(parts)
         if numbers.size != math.prod(self._task.shape):
             raise UnusableRecordError(
                 f"{numbers.size} inputs do not fill the shape {list(self._task.shape)}"
             )
         if not np.isfinite(numbers).all():
-            name = names[int(np.argmin(np.isfinite(numbers)))]
-            raise UnusableRecordError(
-                f"field `{name}` is {record[name]}, a finite number is needed"
-            )
+            with np.errstate(over="ignore"):
+                name = next(
+                    name
+                    for name, part in zip(names, parts, strict=True)
+                    if not np.isfinite(_flat([part])).all()
+                )
+            shown = " ".join(str(record[name]).split())[:40]
+            raise UnusableRecordError(f"field `{name}` is {shown}, a finite number is needed")
         return Value(numbers.tobytes(), label)
 
     def _label(self, record: Record) -> str:
@@ -210,13 +215,24 @@ def _required(record: Record, name: str) -> Any:
     return record[name]
 
 
-def _number(record: Record, name: str) -> float:
+def _numbers(record: Record, name: str) -> float | Array:
+    """A field's number, or the numbers of its array in their order."""
     value = _required(record, name)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise UnusableRecordError(f"field `{name}` is of {value.dtype}, a number is needed")
+        return value.reshape(-1)
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         shown = repr(value)[:40]
         raise UnusableRecordError(f"field `{name}` is {shown}, a number is needed") from error
+
+
+def _flat(parts: Sequence[float | Array]) -> npt.NDArray[np.float32]:
+    if any(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate([np.atleast_1d(part) for part in parts]).astype(np.float32)
+    return np.array(parts, np.float32)
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,7 @@ frame --> its chunk in the local cache? --> else fetched in one range read, kept
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -55,7 +55,9 @@ class Samples:
             name: Field(dtype, tuple(shape)) for name, (dtype, shape) in facts["fields"].items()
         }
         self._reader = ShardReader(storage, stored)
-        self.fields = stored | ({"label": Field("int64")} if "label" in stored else {})
+        self.fields: Mapping[str, Field] = stored | (
+            {"label": Field("int64")} if "label" in stored else {}
+        )
         self._shards = [
             Shard.from_dict(value) for value in facts["shards"] if value["split"] == split
         ]
