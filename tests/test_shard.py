@@ -12,6 +12,7 @@ import zstandard
 
 from millrace.data.columns import Columns, Field
 from millrace.data.shard import Shard, ShardReader, ShardWriter
+from millrace.deadline import Patience
 from millrace.errors import CorruptError, NotFoundError
 from millrace.storage import FsspecStorage
 
@@ -40,9 +41,7 @@ def assert_equal(found: list[Columns], expected: Columns) -> None:
 
 @pytest.fixture
 def local(tmp_path: Path) -> FsspecStorage:
-    storage = FsspecStorage(str(tmp_path))
-    storage.attempts = 1
-    return storage
+    return FsspecStorage(str(tmp_path), Patience(attempts=1))
 
 
 def test_a_shard_reads_back_frame_by_frame(storage: FsspecStorage) -> None:
