@@ -66,6 +66,9 @@ class Patience:
         return self.first_pause_seconds * 2.0 ** (attempt - 1) * jitter
 
 
+PATIENCE = Patience()
+
+
 def persist(
     act: Callable[[float], T], patience: Patience, num_bytes: int = 0, *, is_remote: bool = True
 ) -> T:

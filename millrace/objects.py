@@ -18,6 +18,7 @@ from millrace.deadline import within
 from millrace.errors import CorruptError
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 PARTIAL = ".partial"
 # Beyond an attempt's own limit: for cancelling it, and for aborting what it had begun.
@@ -230,30 +231,16 @@ class RemoteObjects:
     def list(self, key: str, seconds: float) -> dict[str, int]:
         """See `Objects.list`.
 
-        Two listings at once, and a third where they differ: nothing else proves one, and what is
-        deleted hangs on it.
+        Listed twice (`agreed`), because what is deleted hangs on it.
         """
-
-        async def listed() -> dict[str, int]:
-            first, second = await asyncio.gather(self._list(key), self._list(key))
-            if first == second:
-                return first
-            third = (await self._list(key)).items()
-            return dict((first.items() & second.items()) | ((first | second).items() & third))
-
-        return self._run(listed, seconds)
+        return self._run(lambda: agreed(lambda: self._list(key)), seconds)
 
     def delete(self, key: str, seconds: float) -> None:
         """See `Objects.delete`."""
         self._run(lambda: self._fs._rm_file(key), seconds)
 
     def _run(self, work: Callable[[], Awaitable[T]], seconds: float) -> T:
-        async def limited() -> T:
-            return await within(seconds, work())
-
-        # The outer limit only acts when fsspec's loop itself hangs.
-        result: T = sync(self._fs.loop, limited, timeout=seconds + GRACE_SECONDS)
-        return result
+        return run(self._fs, work, seconds)
 
     async def _tell(self, key: str) -> Told:
         return _told(self._fs, await self._fs._info(key))
@@ -271,6 +258,30 @@ class RemoteObjects:
     async def _list(self, key: str) -> dict[str, int]:
         found = await self._fs._find(key, detail=True)
         return {name: int(info["size"]) for name, info in found.items()}
+
+
+def run(filesystem: Any, work: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What `work` gives, run on the file system's own loop and cancelled after `seconds`."""
+
+    async def limited() -> T:
+        return await within(seconds, work())
+
+    # The outer limit only acts when fsspec's loop itself hangs.
+    result: T = sync(filesystem.loop, limited, timeout=seconds + GRACE_SECONDS)
+    return result
+
+
+async def agreed(listing: Callable[[], Awaitable[dict[str, V]]]) -> dict[str, V]:
+    """What two listings taken at once agree on, and a third decides where they differ.
+
+    Nothing else proves a listing. An object that appears or goes meanwhile is told as it was at
+    some moment, like in a single one.
+    """
+    first, second = await asyncio.gather(listing(), listing())
+    if first == second:
+        return first
+    third = (await listing()).items()
+    return dict((first.items() & second.items()) | ((first.items() | second.items()) & third))
 
 
 def _raise(error: OSError) -> None:
@@ -308,15 +319,7 @@ def protocols(filesystem: Any) -> frozenset[str]:
 
 
 def md5_told(filesystem: Any, info: Mapping[str, Any]) -> str:
-    """MD5 (hex) of an object's bytes as its listing tells it; empty where it tells none.
-
-    An S3 ETag of 32 hex digits is taken for one. It is none under KMS encryption, which a listing
-    does not say: ask `Objects.tell` before you hold it against an object.
-    """
-    names = protocols(filesystem)
-    if "s3" in names:
-        mark = str(info.get("ETag", "")).strip('"').lower()
-        return mark if _PLAIN_MD5.fullmatch(mark) else ""
+    """MD5 (hex) of an object's bytes as fsspec's `info` has it from the store; or empty."""
     told = info.get("md5Hash") or info.get("content_md5") or ""
     if isinstance(told, bytes | bytearray):
         return bytes(told).hex()

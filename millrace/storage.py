@@ -19,7 +19,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from millrace.deadline import OverdueError, Patience, persist
+from millrace.deadline import PATIENCE, OverdueError, Patience, persist
 from millrace.errors import (
     CorruptError,
     DeadlineError,
@@ -44,7 +44,6 @@ Proof = Callable[[bytes], None]
 """Raises a CorruptError, naming object, offset and both digests, for bytes that are not right."""
 
 HEAL = "Delete that object and materialize what made it again: what lacks a file is made anew"
-PATIENCE = Patience()
 RANGE_BYTES = 16 * 2**20
 """A longer object is read whole in ranges of this size, each with attempts of its own."""
 RANGES_AT_ONCE = 4
@@ -74,7 +73,11 @@ class Storage(Protocol):
         """
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Make an object appear whole; with `if_absent`, ExistsError if there is one already."""
+        """Make an object appear whole; with `if_absent`, ExistsError if other bytes are there.
+
+        Of concurrent writers of different bytes with `if_absent` exactly one succeeds. The very
+        same bytes count as written: whose they are cannot be told where an answer was lost.
+        """
 
     def list(self, prefix: str) -> dict[str, int]:
         """Sizes in bytes of all objects below the folder `prefix`, by path."""
@@ -122,12 +125,17 @@ class FsspecStorage:
 
         return self._attempt("read", path, fetch)
 
+    def told(self, path: str) -> Told:
+        """What the store tells of an object; NotFoundError if there is none."""
+        return self._attempt("read", path, self._objects.tell)
+
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
         """See `Storage.write`.
 
         On a remote store a write counts once the object has been looked at: its ETag where that is
-        an MD5, else its bytes. After an attempt without an answer the look comes first, so that a
-        write whose answer was lost is not taken for another writer's.
+        an MD5, else its bytes. After an attempt without an answer the look comes first. A refusal
+        is looked into as well: aiohttp itself sends a PUT again when a kept connection breaks, so
+        that the first thing we hear of a write that got through may be that the object exists.
         """
         objects, tries, is_ours = self._objects, 0, False
 
@@ -136,7 +144,12 @@ class FsspecStorage:
             tries += 1
             if tries > 1 and objects.is_remote and self._holds(key, data, seconds):
                 return
-            objects.write(key, data, if_absent=if_absent and not is_ours, seconds=seconds)
+            try:
+                objects.write(key, data, if_absent=if_absent and not is_ours, seconds=seconds)
+            except FileExistsError:
+                if self._holds(key, data, seconds):
+                    return
+                raise
             is_ours = True
             if objects.is_remote and not self._holds(key, data, seconds):
                 raise CorruptError(

@@ -97,6 +97,9 @@ class FaultProxy:
     def __post_init__(self) -> None:
         self._random = random.Random(7)  # noqa: S311  which bit flips is no secret
         self._writers: set[asyncio.StreamWriter] = set()
+        # moto looks whether a key is free and then takes it, in two steps: of concurrent
+        # conditional writers two may win there, unless their requests come one by one.
+        self._one_change = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -154,7 +157,11 @@ class FaultProxy:
             await asyncio.Event().wait()
         if kind == "damage_request" and request.body:
             request.body = self._flip(request.body)
-        answer = await _forward(self.upstream, request)
+        if request.method in ("GET", "HEAD"):
+            answer = await _forward(self.upstream, request)
+        else:
+            async with self._one_change:
+                answer = await _forward(self.upstream, request)
         if kind == "lose_reply":
             return False
         if kind in AFTER and answer.body:

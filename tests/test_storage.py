@@ -1,7 +1,10 @@
 import hashlib
 import json
+import os
+import resource
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +73,13 @@ def test_a_conditional_write_leaves_the_first_in_place(storage: FsspecStorage) -
 
     with pytest.raises(ExistsError):
         storage.write("one", b"second", if_absent=True)
+
+    assert storage.read("one") == b"first"
+
+
+def test_writing_the_very_same_bytes_again_is_no_conflict(storage: FsspecStorage) -> None:
+    storage.write("one", b"first", if_absent=True)
+    storage.write("one", b"first", if_absent=True)
 
     assert storage.read("one") == b"first"
 
@@ -221,6 +231,59 @@ def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path, if_absent: b
         with pytest.raises(StorageError, match=r"is a file|Not a directory") as caught:
             storage.write(path, b"1", if_absent=if_absent)
         assert not isinstance(caught.value, ExistsError)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 1,000 bytes: the kernel refuses, as it does on a full disk."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("if_absent", [True, False])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, if_absent: bool) -> None:
+    storage = FsspecStorage(str(tmp_path))
+    storage.write("kept", b"before")
+
+    for path in ("kept", "new", "folder/new"):
+        with pytest.raises(StorageError, match="free space"):
+            storage.write(path, bytes(10_000), if_absent=if_absent and path != "kept")
+
+    assert storage.list("") == {"kept": 6}
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kept"]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder that may be read and not be written to, even where the tests run as root."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "kept").write_bytes(b"before")
+        Path(folder).chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        yield Path(folder)
+        os.seteuid(user)
+        Path(folder).chmod(0o755)
+
+
+@pytest.mark.parametrize("if_absent", [True, False])
+def test_a_read_only_folder_is_an_error_and_stays_as_it_was(
+    unprivileged: Path, if_absent: bool
+) -> None:
+    storage = FsspecStorage(str(unprivileged))
+
+    for path in ("new", "folder/new"):
+        with pytest.raises(StorageError, match=r"Permission denied.*its permissions"):
+            storage.write(path, b"1", if_absent=if_absent)
+    with pytest.raises(StorageError, match="Permission denied"):
+        storage.delete("kept")
+
+    assert storage.list("") == {"kept": 6}
+    assert storage.read("kept") == b"before"
 
 
 def test_reading_a_folder_is_an_error_that_names_it(tmp_path: Path) -> None:

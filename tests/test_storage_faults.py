@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pytest
-from s3fs import S3FileSystem
 
 from millrace.deadline import Patience
 from millrace.errors import (
@@ -25,41 +24,25 @@ from millrace.errors import (
     StorageError,
 )
 from millrace.storage import FsspecStorage, StoredFile
-from tests.fault_proxy import AFTER, BEFORE, Fault, FaultProxy, running
+from tests.fault_proxy import AFTER, BEFORE, Fault, FaultProxy
 
 DATA = random.Random(1).randbytes(50_000)  # noqa: S311  test data
 OTHER = DATA[::-1]
 START, END = 1000, 40_000
 RETURNS_WITHIN_SECONDS = 60
 """Far beyond every deadline here: only to end a test that would hang."""
-ONCE = Patience(attempt_seconds=1.0, total_seconds=20.0, first_pause_seconds=0.01)
-FOR_EVER = Patience(attempts=3, attempt_seconds=0.3, total_seconds=1.0, first_pause_seconds=0.01)
+ONCE = Patience(attempt_seconds=0.8, total_seconds=20.0, first_pause_seconds=0.01)
+FOR_EVER = Patience(attempts=3, attempt_seconds=0.2, total_seconds=0.6, first_pause_seconds=0.01)
 CODES = (400, 403, 404, 429, 500, 503)
 HANGS = ("hang", "stall", "trickle")
 
 
 @pytest.fixture(scope="module")
-def direct(s3_url: str) -> FsspecStorage:
-    """The store without the proxy: the truth."""
-    return FsspecStorage(f"{s3_url}/{uuid.uuid4().hex}")
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_url: str) -> Iterator[FaultProxy]:
-    assert s3_url
-    with running(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def shared(direct: FsspecStorage, proxy: FaultProxy) -> FsspecStorage:
+def shared(direct: FsspecStorage, through_proxy: FaultProxy) -> FsspecStorage:
     """The same store through the proxy: s3fs takes the endpoint from the environment, once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        S3FileSystem.clear_instance_cache()
-        storage = FsspecStorage(direct.url, ONCE)
-        storage.list("")
-        S3FileSystem.clear_instance_cache()
+    assert through_proxy.url == os.environ["AWS_ENDPOINT_URL"]
+    storage = FsspecStorage(direct.url, ONCE)
+    storage.list("")
     return storage
 
 
@@ -139,7 +122,6 @@ def prepare(direct: FsspecStorage, operation: Operation) -> str:
     path = f"{uuid.uuid4().hex}/object"
     if operation.exists:
         direct.write(path, DATA)
-        direct.write(f"{folder_of(path)}/beside", b"beside")
     return path
 
 

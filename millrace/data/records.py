@@ -9,6 +9,7 @@ bad record is rejected and counted, never silently dropped. Lines end at LF alon
 
 import codecs
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,11 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.asyn import AsyncFileSystem
 
 from millrace.data.listing import SourceFile
-from millrace.errors import SourceError
+from millrace.data.source_reader import SourceReader
+from millrace.errors import NotFoundError, SourceError, StorageError
 from millrace.filesystem import open_filesystem
 from millrace.spec import SourceSpec
 
@@ -73,14 +76,24 @@ def read_records(file: SourceFile, source: SourceSpec, needs: Sequence[str] = ()
     read = _READERS[format_of(file, source)]
     asked = f"read the source file {file.path} ({file.num_bytes} bytes)"
     try:
-        filesystem, path = open_filesystem(file.url)
-        with filesystem.open(path, "rb") as raw:
+        with _open(file) as raw:
             yield from read(_Opened(file, source, raw, tuple(needs)))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotFoundError) as error:
         raise SourceError(asked, "it is gone", "It was removed since it was listed") from error
+    except StorageError as error:
+        raise SourceError(asked, error.found, "Check that the place answers; then again") from error
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(asked, reason, _DAMAGED) from error
+
+
+def _open(file: SourceFile) -> IO[bytes]:
+    filesystem, path = open_filesystem(file.url)
+    if isinstance(filesystem, AsyncFileSystem):
+        # fsspec's own buffered readers fetch 50 MiB for 1 KiB, and take a truncated body for data.
+        return io.BufferedReader(SourceReader(file), READ_BYTES)
+    opened: IO[bytes] = filesystem.open(path, "rb")
+    return opened
 
 
 _DAMAGED = "Replace it with a whole copy or leave it out with `source.exclude`"
