@@ -23,6 +23,7 @@ V = TypeVar("V")
 PARTIAL = ".partial"
 # Beyond an attempt's own limit: for cancelling it, and for aborting what it had begun.
 GRACE_SECONDS = 5.0
+_DAMAGED = "The object is damaged or cut: delete it and materialize what made it"
 _PLAIN_MD5 = re.compile(r"[0-9a-f]{32}")
 _AZURE = frozenset({"abfs", "abfss", "az"})
 
@@ -72,7 +73,7 @@ def check_length(key: str, start: int, end: int | None, data: bytes) -> bytes:
         raise CorruptError(
             f"read bytes {start} to {end} of {key}",
             f"the store sent {len(data)} bytes",
-            "The object is shorter than its manifest says: delete it and materialize what made it",
+            _DAMAGED,
         )
     return data
 
@@ -208,6 +209,8 @@ class RemoteObjects:
             try:
                 data = await self._fs._cat_file(key, **bounds)
             except Exception as error:
+                if type(error).__name__ == "FlexibleChecksumError":  # botocore's own check
+                    raise CorruptError(f"read {key} from {start}", str(error), _DAMAGED) from error
                 if http_status(error) != 416:  # it begins past the end
                     raise
                 data = b""

@@ -60,6 +60,7 @@ class Fault:
     target: str = ""
     """A regular expression searched for in path and query."""
     times: int = FOR_EVER
+    """How many requests it may hit. Set to 0, it lets go of those that it holds."""
     code: int = 503
     met: int = 0
     """How many requests it has hit."""
@@ -123,8 +124,8 @@ class FaultProxy:
             while request := await _read_request(reader, writer):
                 if not await self._answer(request, writer):
                     break
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client went away
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, or the proxy ends
         finally:
             self._writers.discard(writer)
             writer.close()
@@ -148,13 +149,12 @@ class FaultProxy:
             _send(writer, _error(fault.code, request))
             await writer.drain()
             return True
-        if kind == "drop":
-            return False
         if kind == "rst":
             _reset(writer)
+        if fault and kind == "hang":
+            await _until_over(fault)
+        if kind in ("drop", "rst", "hang"):
             return False
-        if kind == "hang":
-            await asyncio.Event().wait()
         if kind == "damage_request" and request.body:
             request.body = self._flip(request.body)
         if request.method in ("GET", "HEAD"):
@@ -164,14 +164,14 @@ class FaultProxy:
                 answer = await _forward(self.upstream, request)
         if kind == "lose_reply":
             return False
-        if kind in AFTER and answer.body:
-            return await self._damage(kind, answer, writer)
+        if fault and kind in AFTER and answer.body:
+            return await self._damage(fault, answer, writer)
         _send(writer, answer, is_head=request.method == "HEAD")
         await writer.drain()
         return True
 
-    async def _damage(self, kind: str, answer: Answer, writer: asyncio.StreamWriter) -> bool:
-        body = answer.body
+    async def _damage(self, fault: Fault, answer: Answer, writer: asyncio.StreamWriter) -> bool:
+        kind, body = fault.kind, answer.body
         half = body[: len(body) // 2]
         whole = {
             "flip": lambda: self._flip(body),
@@ -199,10 +199,12 @@ class FaultProxy:
         if kind == "cut_rst":
             _reset(writer)
         if kind == "stall":
-            await asyncio.Event().wait()
+            await _until_over(fault)
         if kind == "trickle":
             for number in range(len(half), len(body)):
                 await asyncio.sleep(0.2)
+                if not fault.times:
+                    break
                 writer.write(body[number : number + 1])
                 await writer.drain()
         return kind == "cut_chunked_end"
@@ -244,6 +246,11 @@ def running(upstream: str) -> Iterator[FaultProxy]:
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join(10)
+
+
+async def _until_over(fault: Fault) -> None:
+    while fault.times:
+        await asyncio.sleep(0.05)
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[str, list[tuple[str, str]]]:

@@ -9,7 +9,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from millrace.deadline import DOUBTFUL_ATTEMPTS, Patience
-from millrace.errors import DeadlineError, ExistsError, NotFoundError, StorageError
+from millrace.errors import CorruptError, DeadlineError, ExistsError, NotFoundError, StorageError
 from millrace.storage import FsspecStorage
 from tests.fault_proxy import Fault, FaultProxy
 
@@ -269,3 +269,16 @@ def test_what_is_truly_forbidden_is_asked_for_twice_and_no_more(
 
     assert len(through_proxy.seen) == DOUBTFUL_ATTEMPTS
     assert os.environ["AWS_ENDPOINT_URL"] == through_proxy.url
+
+
+def test_an_object_that_its_own_checksum_belies_is_corrupt(
+    direct: FsspecStorage, through_proxy: FaultProxy, path: str
+) -> None:
+    through_proxy.faults = [Fault("damage_request", method="PUT")]
+    with pytest.raises(CorruptError, match="other bytes than were sent"):
+        FsspecStorage(direct.url, GIVES_UP).write(path, DATA[:1000])
+
+    with pytest.raises(CorruptError, match=f"{path}.*checksum"):
+        direct.read(path)
+
+    through_proxy.faults = []
