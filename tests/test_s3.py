@@ -282,3 +282,46 @@ def test_an_object_that_its_own_checksum_belies_is_corrupt(
         direct.read(path)
 
     through_proxy.faults = []
+
+
+@pytest.fixture
+def unsummed(direct: FsspecStorage, path: str) -> str:
+    """An object that the server knows no checksum of but its ETag, as most servers have them."""
+    plain = S3FileSystem(
+        skip_instance_cache=True,
+        config_kwargs={"request_checksum_calculation": "when_required"},
+    )
+    plain.pipe_file(f"{direct.url.removeprefix('s3://')}/{path}", DATA[:100_000])
+    return path
+
+
+def test_a_bit_flipped_in_flight_heals_by_the_etag_alone(
+    through_proxy: FaultProxy, faulty: FsspecStorage, unsummed: str
+) -> None:
+    through_proxy.faults = [Fault("flip", method="GET", times=2)]
+
+    assert faulty.read(unsummed) == DATA[:100_000]
+
+    assert through_proxy.faults[0].met == 2
+
+
+def test_bits_flipped_in_every_answer_are_an_error_by_the_etag_alone(
+    through_proxy: FaultProxy, faulty: FsspecStorage, unsummed: str
+) -> None:
+    through_proxy.faults = [Fault("flip", method="GET")]
+
+    with pytest.raises(CorruptError, match=f"{unsummed}.*MD5"):
+        faulty.read(unsummed)
+
+
+def test_a_bit_flipped_in_a_listing_is_outvoted(
+    direct: FsspecStorage, through_proxy: FaultProxy, faulty: FsspecStorage
+) -> None:
+    folder = uuid.uuid4().hex
+    truth = {f"{folder}/{letter * 200}": 1 for letter in "abcdef"}  # most of the answer is names
+    for name in truth:
+        direct.write(name, b"1")
+
+    for _ in range(8):
+        through_proxy.faults = [Fault("flip", method="GET", times=1)]
+        assert faulty.list(folder) == truth
