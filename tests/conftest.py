@@ -14,7 +14,7 @@ from millrace.job import Job
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 
-pytest_plugins = ("tests.engine_fixtures", "tests.peer_fixtures")
+pytest_plugins = ("tests.engine_fixtures", "tests.fault_fixtures", "tests.peer_fixtures")
 
 BUCKET = "millrace-test"
 STORES = ("local", "memory", "s3")

@@ -21,6 +21,7 @@ from PIL import Image
 from millrace.data.columns import Field, Ragged, equal, join
 from millrace.data.mds import MdsSamples
 from millrace.data.stream import Frames, Stream
+from millrace.deadline import Patience
 from millrace.errors import CorruptError, MillraceError, NotFoundError, SourceError
 from millrace.storage import FsspecStorage
 from tests.peer_fixtures import RunPeer
@@ -125,8 +126,7 @@ def data_set(tmp_path: Path) -> Path:
 
 
 def samples_of(folder: Path) -> MdsSamples:
-    storage = FsspecStorage(str(folder.parent))
-    storage.attempts = 1
+    storage = FsspecStorage(str(folder.parent), Patience(attempts=1))
     return MdsSamples(storage, folder.name)
 
 

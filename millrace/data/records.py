@@ -7,17 +7,29 @@ A file that is damaged as a whole (torn compression, no such column) is an error
 bad record is rejected and counted, never silently dropped. Lines end at LF alone.
 """
 
+import io
 from collections.abc import Callable, Sequence
+from typing import IO
 
 import pyarrow as pa
+from fsspec.asyn import AsyncFileSystem
 
 from millrace.data.formats.images import read_image
 from millrace.data.formats.lines import read_fasta, read_jsonl, read_text
-from millrace.data.formats.opened import DAMAGED, Found, Located, Opened, Record, Rejection
+from millrace.data.formats.opened import (
+    DAMAGED,
+    READ_BYTES,
+    Found,
+    Located,
+    Opened,
+    Record,
+    Rejection,
+)
 from millrace.data.formats.tables import read_csv, read_parquet
 from millrace.data.formats.tars import read_webdataset
 from millrace.data.listing import SourceFile
-from millrace.errors import SourceError
+from millrace.data.source_reader import SourceReader
+from millrace.errors import NotFoundError, SourceError, StorageError
 from millrace.filesystem import open_filesystem
 from millrace.spec import SourceSpec
 
@@ -45,14 +57,24 @@ def read_records(file: SourceFile, source: SourceSpec, needs: Sequence[str] = ()
     read = _READERS[format_of(file, source)]
     asked = f"read the source file {file.path} ({file.num_bytes} bytes)"
     try:
-        filesystem, path = open_filesystem(file.url)
-        with filesystem.open(path, "rb") as raw:
+        with _open(file) as raw:
             yield from read(Opened(file, source, raw, tuple(needs)))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotFoundError) as error:
         raise SourceError(asked, "it is gone", "It was removed since it was listed") from error
+    except StorageError as error:
+        raise SourceError(asked, error.found, "Check that the place answers; then again") from error
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(asked, reason, DAMAGED) from error
+
+
+def _open(file: SourceFile) -> IO[bytes]:
+    filesystem, path = open_filesystem(file.url)
+    if isinstance(filesystem, AsyncFileSystem):
+        # fsspec's own buffered readers fetch 50 MiB for 1 KiB, and take a truncated body for data.
+        return io.BufferedReader(SourceReader(file), READ_BYTES)
+    opened: IO[bytes] = filesystem.open(path, "rb")
+    return opened
 
 
 def format_of(file: SourceFile, source: SourceSpec) -> str:
