@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 
 from millrace.errors import (
     CorruptError,
@@ -22,7 +20,13 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
-from millrace.filesystem import open_filesystem
+from millrace.filesystem import (
+    create_file,
+    join,
+    open_filesystem,
+    refuse_unless_read,
+)
+from millrace.filesystem import what_to_check as _fix
 
 T = TypeVar("T")
 
@@ -59,11 +63,7 @@ class Storage(Protocol):
 
 
 class FsspecStorage:
-    """Storage over an fsspec file system.
-
-    The tests run on a local folder, `memory://` and an S3-API server. `gs://` and `abfs://` take
-    the same way and are not tested.
-    """
+    """Storage over an fsspec file system; docs/stores.md tells the kinds and how each is tested."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -72,7 +72,9 @@ class FsspecStorage:
             self._fs, root = open_filesystem(self.url)
         except (ImportError, ValueError) as error:
             raise StorageError(
-                f"open the store {url}", str(error), "Use a local path, s3://, gs:// or abfs://"
+                f"open the store {url}",
+                str(error),
+                "Use a local path, s3://, gs://, abfs:// or https://",
             ) from error
         self._root = root.rstrip("/")
 
@@ -97,7 +99,7 @@ class FsspecStorage:
         if isinstance(self._fs, LocalFileSystem):
             self._attempt("write", path, lambda key: _write_local(Path(key), data, if_absent))
         elif if_absent:
-            self._attempt("write", path, lambda key: self._create(key, data))
+            self._attempt("write", path, lambda key: create_file(self._fs, key, data))
         else:
             self._attempt("write", path, lambda key: self._fs.pipe_file(key, data))
 
@@ -125,31 +127,17 @@ class FsspecStorage:
 
         self._attempt("delete", path, remove)
 
-    def _create(self, key: str, data: bytes) -> None:
-        # s3fs refuses an existing key only through mode="create" (If-None-Match: *);
-        # open(..., "xb") accepts a second writer. memory:// looks, then writes: two steps.
-        is_memory = isinstance(self._fs, MemoryFileSystem)
-        # adlfs knows no mode; it hands `overwrite` to Azure's upload_blob.
-        new = {"overwrite": False} if _AZURE & set(_protocols(self._fs)) else {"mode": "create"}
-        with _memory_lock if is_memory else contextlib.nullcontext():
-            try:
-                self._fs.pipe_file(key, data, **new)
-            except Exception as error:
-                # Azure's own class; importing it would ask for a package only Azure needs.
-                if type(error).__name__ == "ResourceExistsError":
-                    raise FileExistsError(key) from error
-                raise
-
     def _key(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise StorageError(
                 f"use {path!r} below {self.url}", "it leaves the store", "Use a plain relative path"
             )
-        return f"{self._root}/{path}" if path else self._root
+        return join(self._root, path) if path else self._root
 
     def _attempt(self, verb: str, path: str, act: Callable[[str], T]) -> T:
         """`act` on the full key, again after a pause for errors that may pass."""
         key, asked = self._key(path), f"{verb} {self.url}/{path}"
+        refuse_unless_read(verb, self.url, asked)
         for attempt in range(1, self.attempts + 1):
             try:
                 return act(key)
@@ -171,13 +159,6 @@ class FsspecStorage:
         raise AssertionError("the last attempt returns or raises")
 
 
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-_AZURE = frozenset({"abfs", "abfss", "az"})
-_memory_lock = threading.Lock()
 _PARTIAL = ".partial"
 _NOT_FOUND_FIX = (
     "Materialize what made it again: what lacks a file is made anew; or check the store's URL"
@@ -207,15 +188,6 @@ def _write_local(target: Path, data: bytes, if_absent: bool) -> None:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _fix(url: str) -> str:
-    if url.startswith("s3://"):
-        return (
-            "Check the bucket's name, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and that the endpoint answers"
-        )
-    return "Check the path, its permissions and the free space"
 
 
 @dataclass(frozen=True)
