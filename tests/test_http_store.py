@@ -1,0 +1,147 @@
+"""A store behind plain HTTP: read in full, by range and without listing; never written."""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from millrace import manifest as manifests
+from millrace.data.stream import Samples
+from millrace.errors import CorruptError, NotFoundError, StorageError
+from millrace.storage import FsspecStorage, StoredFile
+from tests.pipelines_for_tests import NAME, Line
+from tests.services.web import Ranges, WebFolder, web_folder
+
+DIGITS = b"0123456789"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[WebFolder]:
+    with web_folder(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(web: WebFolder) -> FsspecStorage:
+    """The store that the web server shows, to write to."""
+    return FsspecStorage(str(web.folder / "store"))
+
+
+@pytest.fixture
+def storage(web: WebFolder, bucket: FsspecStorage) -> FsspecStorage:
+    """The store as seen over HTTP, with ten digits in it."""
+    bucket.write("a/digits", DIGITS)
+    return FsspecStorage(f"{web.url}/store")
+
+
+def test_an_object_reads_back_as_written(storage: FsspecStorage, bucket: FsspecStorage) -> None:
+    data = bytes(range(256)) * 10_000
+    bucket.write("a/b/c.bin", data)
+    bucket.write("empty", b"")
+
+    assert storage.read("a/b/c.bin") == data
+    assert storage.read("empty") == b""
+
+
+@pytest.mark.parametrize("ranges", ["sent", "ignored"])
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 10), (3, 7), (9, 10), (4, None), (0, 0)])
+def test_a_range_is_read_exactly_whether_or_not_the_server_knows_ranges(
+    storage: FsspecStorage, web: WebFolder, ranges: Ranges, start: int, end: int | None
+) -> None:
+    web.ranges = ranges
+
+    assert storage.read("a/digits", start, end) == DIGITS[start:end]
+
+
+@pytest.mark.parametrize("ranges", ["sent", "ignored"])
+def test_a_range_past_the_end_is_an_error_and_not_fewer_bytes(
+    storage: FsspecStorage, web: WebFolder, ranges: Ranges
+) -> None:
+    web.ranges = ranges
+    storage.attempts = 1
+
+    with pytest.raises(CorruptError, match=r"bytes 5 to 20 .*the store sent 5 bytes"):
+        storage.read("a/digits", 5, 20)
+
+
+def test_another_range_than_asked_for_is_refused(storage: FsspecStorage, web: WebFolder) -> None:
+    web.ranges = "shifted"
+    storage.attempts = 1
+
+    with pytest.raises(
+        StorageError, match="asked for bytes from 3, the server sent 'bytes 4-6/10'"
+    ):
+        storage.read("a/digits", 3, 7)
+
+
+def test_names_may_hold_spaces_and_signs(storage: FsspecStorage, bucket: FsspecStorage) -> None:
+    name = "a b/ü+%20#1? (x).bin"
+    bucket.write(name, DIGITS)
+
+    assert storage.read(name) == DIGITS
+    assert storage.read(name, 2, 4) == b"23"
+
+
+def test_a_missing_object_says_what_was_asked(storage: FsspecStorage) -> None:
+    for span in ((0, None), (0, 4)):
+        with pytest.raises(NotFoundError) as caught:
+            storage.read("no/such/thing", *span)
+        assert caught.value.asked == f"read {storage.url}/no/such/thing"
+
+
+def test_a_refusal_says_that_the_object_may_not_exist(
+    storage: FsspecStorage, web: WebFolder
+) -> None:
+    web.refusal = HTTPStatus.FORBIDDEN
+
+    with pytest.raises(
+        StorageError, match="403 Forbidden; a bucket that may not be listed answers"
+    ):
+        storage.read("a/digits")
+    assert len(web.requests) == 1
+
+
+def test_nothing_is_listed_written_or_deleted_and_no_request_is_made(
+    storage: FsspecStorage, web: WebFolder
+) -> None:
+    with pytest.raises(StorageError, match=r"list http://.*/store/a: plain HTTP has no listing"):
+        storage.list("a")
+    for if_absent in (True, False):
+        with pytest.raises(StorageError, match=r"write http://.*/store/a/new: .*read-only"):
+            storage.write("a/new", b"1", if_absent=if_absent)
+    with pytest.raises(StorageError, match=r"delete http://.*/store/a/digits: .*read-only"):
+        storage.delete("a/digits")
+
+    assert web.requests == []
+
+
+def test_a_damaged_stored_file_is_never_handed_out(
+    storage: FsspecStorage, bucket: FsspecStorage
+) -> None:
+    file = StoredFile.written(bucket, "f", b"content")
+    assert file.read(storage) == b"content"
+
+    bucket.write("f", b"contenT")
+    with pytest.raises(CorruptError, match=file.sha256):
+        file.read(storage)
+
+
+def test_samples_stream_over_http_as_they_do_from_the_folder(points: Line) -> None:
+    with web_folder(points.root) as web:
+        remote = FsspecStorage(f"{web.url}/store")
+        made = manifests.current(remote, NAME, "shards")
+        read, expected = (
+            list(Samples(storage, made, "train").batches(50))
+            for storage in (remote, points.storage)
+        )
+
+    assert made == manifests.current(points.storage, NAME, "shards")
+    assert sum(len(batch["record"]) for batch in read) > 50
+    for batch, other in zip(read, expected, strict=True):
+        np.testing.assert_equal(batch, other)
+    shards = {file.path for file in made.files if file.path in " ".join(web.requests)}
+    needed = {f"{NAME}/shards/current.json", made.path, *shards}
+    assert shards
+    assert set(web.requests) == {f"GET /store/{path}" for path in needed}
