@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from threading import Event
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ import pytest
 from millrace import manifest as manifests
 from millrace.data.stream import Samples
 from millrace.errors import CorruptError, NotFoundError, StorageError
+from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage, StoredFile
 from tests.pipelines_for_tests import NAME, Line
+from tests.services import nginx
+from tests.services.keeper import stop
+from tests.services.nginx import Edge
 from tests.services.web import Ranges, WebFolder, web_folder
 
 DIGITS = b"0123456789"
@@ -145,3 +151,70 @@ def test_samples_stream_over_http_as_they_do_from_the_folder(points: Line) -> No
     needed = {f"{NAME}/shards/current.json", made.path, *shards}
     assert shards
     assert set(web.requests) == {f"GET /store/{path}" for path in needed}
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[Edge]:
+    with nginx.edge(tmp_path) as running:
+        yield running
+
+
+def cache_status(url: str, start: int, end: int) -> str:
+    request = Request(url, headers={"Range": f"bytes={start}-{end - 1}"})  # noqa: S310  our server
+    with urlopen(request) as answer:  # noqa: S310  our server
+        assert len(answer.read()) == end - start
+        return str(answer.headers["X-Cache"])
+
+
+@pytest.mark.services
+def test_what_s3_writes_is_read_through_a_cdn_which_outlives_the_bucket(edge: Edge) -> None:
+    bucket, cdn = FsspecStorage(f"{edge.bucket_url}/store"), FsspecStorage(f"{edge.url}/store")
+    data = np.random.default_rng(0).bytes(3 * 2**20)
+    made = manifests.publish(
+        bucket, Manifest(NAME, "shards", "0" * 64, files=(StoredFile.written(bucket, "f", data),))
+    )
+    manifests.point(bucket, made)
+    bucket.write("never read", DIGITS)
+    across = (2**20 - 10, 2**20 + 10)  # from one slice of the cache into the next
+
+    assert cdn.read("f", *across) == data[slice(*across)]
+    assert cache_status(f"{cdn.url}/f", *across) == "HIT"
+    assert cache_status(f"{cdn.url}/f", 5, 500_000) == "HIT"  # in a slice that is there
+    assert cache_status(f"{cdn.url}/f", 2**21, 2**21 + 9) == "MISS"
+    assert manifests.current(cdn, NAME, "shards") == made
+    assert made.files[0].read(cdn) == data
+
+    stop(edge.origin)
+
+    assert manifests.current(cdn, NAME, "shards") == made
+    assert made.files[0].read(cdn) == data
+    assert cdn.read("f", 2**21 - 5) == data[2**21 - 5 :]
+    cdn.attempts = 1
+    with pytest.raises(StorageError, match="502"):
+        cdn.read("never read")
+
+
+@pytest.mark.services
+def test_a_cdn_shows_a_moved_pointer_and_tells_what_is_missing(edge: Edge) -> None:
+    bucket, cdn = FsspecStorage(f"{edge.bucket_url}/store"), FsspecStorage(f"{edge.url}/store")
+    first, second = (
+        manifests.publish(bucket, Manifest(NAME, "shards", digit * 64)) for digit in "12"
+    )
+    manifests.point(bucket, first)
+    assert manifests.current(cdn, NAME, "shards") == first
+
+    manifests.point(bucket, second)
+    pause = Event()
+    for _ in range(200):  # the edge keeps a pointer for one second
+        if manifests.current(cdn, NAME, "shards") == second:
+            break
+        pause.wait(0.05)
+
+    assert manifests.current(cdn, NAME, "shards") == second
+    with pytest.raises(NotFoundError):
+        cdn.read("no/such/thing", 0, 4)
+    with pytest.raises(NotFoundError, match="none has been published"):
+        manifests.current(cdn, NAME, "study")
+    for refused in (lambda: cdn.list(""), lambda: cdn.write("a", b""), lambda: cdn.delete("f")):
+        with pytest.raises(StorageError, match=r"no listing|read-only"):
+            refused()

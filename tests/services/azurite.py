@@ -30,11 +30,7 @@ def azure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from adlfs import AzureBlobFileSystem  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "AZURE_STORAGE_CONNECTION_STRING",
-            f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};"
-            f"BlobEndpoint=http://127.0.0.1:{port}/{_ACCOUNT};",
-        )
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string(port))
         AzureBlobFileSystem.clear_instance_cache()
         with suppress(FileExistsError):
             AzureBlobFileSystem().mkdir(CONTAINER)
@@ -56,3 +52,11 @@ def plan(program: str) -> Plan:
     port = free_port()
     options = ["--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
     return Plan([[program, "--blobHost", "127.0.0.1", "--blobPort", str(port), *options]], [port])
+
+
+def connection_string(port: int) -> str:
+    """What names Azurite on `port` to a client of Azure."""
+    return (
+        f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};"
+        f"BlobEndpoint=http://127.0.0.1:{port}/{_ACCOUNT};"
+    )
