@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,49 +17,7 @@ from tests.services import swift
 from tests.services.keeper import stop
 from tests.services.server import Plan, await_ports, free_port
 
-# What is written once is kept for long, in slices, so that a range fetches no whole object.
-# Pointers and manifests (*.json) may change: they are asked for again after a second, and served
-# as last seen when the bucket does not answer. docs/stores.md tells users the same.
-_CONFIGURATION = """\
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-{user}
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  proxy_cache_path {folder}/cache keys_zone=store:8m max_size=1g inactive=30d use_temp_path=off;
-  server {{
-    listen 127.0.0.1:{port};
-    proxy_http_version 1.1;
-    proxy_set_header Connection "";
-    proxy_cache store;
-    proxy_cache_lock on;
-    proxy_cache_use_stale error timeout updating http_500 http_502 http_503 http_504;
-    proxy_ignore_headers Cache-Control Expires Set-Cookie Vary;
-    add_header X-Cache $upstream_cache_status;
-    location / {{
-      slice 1m;
-      proxy_set_header Range $slice_range;
-      proxy_cache_key $uri$slice_range;
-      proxy_cache_valid 200 206 30d;
-      proxy_pass {origin};
-    }}
-    location ~ \\.json$ {{
-      proxy_cache_key $uri;
-      proxy_cache_valid 200 1s;
-      rewrite ^(.*)$ {prefix}$1 break;
-      proxy_pass {origin_server};
-    }}
-  }}
-}}
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "stores.md"
 
 
 @dataclass(frozen=True)
@@ -106,14 +65,25 @@ def _started(stack: ExitStack, plan: Plan, folder: Path) -> list[subprocess.Pope
 
 
 def _configured(folder: Path, port: int, origin_port: int) -> str:
+    """The configuration that docs/stores.md shows, for this folder, these ports and our bucket."""
+    found = re.search(
+        r"<!-- nginx -->\n```nginx\n(.*?)```\n<!-- /nginx -->", PAGE.read_text(), re.DOTALL
+    )
+    assert found is not None, f"{PAGE} has a block nginx"
+    shown = found[1]
+    bucket = f"{swift.ACCOUNT_PATH}/{swift.BUCKET}"
+    for old, new in {
+        "/var/cache/nginx/store": f"{folder}/cache",
+        "listen 80;": f"listen 127.0.0.1:{port}; rewrite ^(.*)$ {bucket}$1;",
+        "https://bucket.s3.amazonaws.com": f"http://127.0.0.1:{origin_port}",
+    }.items():
+        assert old in shown, f"{PAGE} shows {old}"
+        shown = shown.replace(old, new)
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
     # Started by root, nginx would serve as a user who may not enter the test's folder.
     user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-    server, prefix = f"http://127.0.0.1:{origin_port}", f"{swift.ACCOUNT_PATH}/{swift.BUCKET}"
-    return _CONFIGURATION.format(
-        folder=folder,
-        port=port,
-        user=user,
-        origin=f"{server}{prefix}/",
-        origin_server=server,
-        prefix=prefix,
+    return (
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; {user}\n"
+        f"events {{}}\nhttp {{ access_log off; {temporary}\n{shown}}}\n"
     )

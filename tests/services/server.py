@@ -69,14 +69,12 @@ def await_ports(ports: Sequence[int], is_running: Callable[[], bool], folder: Pa
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             if not is_running():
-                break
+                raise RuntimeError(f"the server ended; {logs(folder)}")
             pause.wait(_LOOK_AGAIN_SECONDS)
         else:
             raise RuntimeError(
                 f"port {port} does not answer after {START_SECONDS} s; {logs(folder)}"
             )
-        if not is_running():
-            raise RuntimeError(f"the server ended; {logs(folder)}")
 
 
 def logs(folder: Path) -> str:
