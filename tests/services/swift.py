@@ -6,15 +6,14 @@ import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from s3fs import S3FileSystem
 
-from tests.services.server import Plan, free_port, shared_server
+from tests.services.server import Plan, free_port, new_bucket, shared_server
 
-BUCKET = "millrace-test"
 ACCOUNT_PATH = "/v1/AUTH_test"
 """Where Swift's own API shows the buckets of this account."""
 KEYS = {
@@ -55,8 +54,8 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket on an S3 server on loopback, named by the environment as a user's would be."""
     skip_unless_installed()
     *_, port = shared_server(tmp_path_factory, "swift", plan)
-    with s3_environment(port):
-        yield f"s3://{BUCKET}"
+    with s3_environment(port) as bucket:
+        yield f"s3://{bucket}"
 
 
 def skip_unless_installed() -> None:
@@ -68,16 +67,16 @@ def skip_unless_installed() -> None:
 
 
 @contextmanager
-def s3_environment(port: int) -> Iterator[None]:
-    """The environment names the server on `port`, which has our bucket."""
+def s3_environment(port: int) -> Iterator[str]:
+    """A new bucket, while the environment names the server on `port`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}).items():
             patch.setenv(name, value)
         # s3fs keeps instances, and with them the endpoint they were made for.
         S3FileSystem.clear_instance_cache()
-        with suppress(FileExistsError):
-            S3FileSystem().mkdir(BUCKET)
-        yield
+        bucket = new_bucket()
+        S3FileSystem().mkdir(bucket)
+        yield bucket
         S3FileSystem.clear_instance_cache()
 
 
