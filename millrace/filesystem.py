@@ -66,22 +66,18 @@ def _open_gcs(url: str) -> Opened:
 
 
 def _open_azure(url: str) -> Opened:
-    import adlfs  # noqa: F401, PLC0415  an extra: here a missing one is told from a missing account
+    from millrace.azure import AzureFileSystem  # noqa: PLC0415  an extra
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(
-            url,
+        filesystem = AzureFileSystem(
+            **AzureFileSystem._get_kwargs_from_urls(url),
             connection_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
             use_listings_cache=False,
         )
     except ValueError as error:
         raise StorageError(f"open {url}", str(error), what_to_check(url)) from error
-    # Azure's client tries four times; adlfs passes nothing on to it.
-    for policy in filesystem.service_client._pipeline._impl_policies:
-        if hasattr(policy, "total_retries"):
-            policy.total_retries = 0
-    return filesystem, path
+    return filesystem, filesystem._strip_protocol(url)
 
 
 def _open_http(url: str) -> Opened:

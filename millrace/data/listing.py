@@ -122,13 +122,11 @@ def _package_folder(name: str) -> str:
 def _walk(filesystem: Any, root: str, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
     is_local = isinstance(filesystem, LocalFileSystem)
     if is_local or not pattern:
-        root_info = filesystem.info(root)  # a missing root is an error here, not an empty answer
+        filesystem.info(root)  # a missing root is an error here, not an empty answer
     if pattern:
         found = filesystem.glob(f"{root.rstrip('/')}/{pattern}", detail=True)
     else:
         found = filesystem.find(root, detail=True)
-        if isinstance(found, list):  # adlfs, of a single file
-            found = {root: root_info}
     for path, info in found.items():
         if info["type"] == "file":
             yield path, info

@@ -25,15 +25,15 @@ def azure_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = find_azurite()
     (port,) = shared_server(tmp_path_factory, "azurite", lambda _: plan(program))
     # Imported here: an extra.
-    from adlfs import AzureBlobFileSystem  # noqa: PLC0415
+    from millrace.azure import AzureFileSystem  # noqa: PLC0415
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string(port))
-        AzureBlobFileSystem.clear_instance_cache()
+        AzureFileSystem.clear_instance_cache()
         container = new_bucket()
-        AzureBlobFileSystem().mkdir(container)
+        AzureFileSystem().mkdir(container)
         yield f"abfs://{container}"
-        AzureBlobFileSystem.clear_instance_cache()
+        AzureFileSystem.clear_instance_cache()
 
 
 def find_azurite() -> str:
