@@ -23,6 +23,12 @@ from tests.services.web import Ranges, WebFolder, web_folder
 DIGITS = b"0123456789"
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[WebFolder]:
     with web_folder(tmp_path) as server:
@@ -66,7 +72,6 @@ def test_a_range_past_the_end_is_an_error_and_not_fewer_bytes(
     storage: FsspecStorage, web: WebFolder, ranges: Ranges
 ) -> None:
     web.ranges = ranges
-    storage.attempts = 1
 
     with pytest.raises(CorruptError, match=r"bytes 5 to 20 .*the store sent 5 bytes"):
         storage.read("a/digits", 5, 20)
@@ -74,7 +79,6 @@ def test_a_range_past_the_end_is_an_error_and_not_fewer_bytes(
 
 def test_another_range_than_asked_for_is_refused(storage: FsspecStorage, web: WebFolder) -> None:
     web.ranges = "shifted"
-    storage.attempts = 1
 
     with pytest.raises(
         StorageError, match="asked for bytes from 3, the server sent 'bytes 4-6/10'"
@@ -106,7 +110,7 @@ def test_a_refusal_says_that_the_object_may_not_exist(
         StorageError, match="403 Forbidden; a bucket that may not be listed answers"
     ):
         storage.read("a/digits")
-    assert len(web.requests) == 1
+    assert len(web.requests) <= 2  # what is forbidden stays so
 
 
 def test_nothing_is_listed_written_or_deleted_and_no_request_is_made(
@@ -150,7 +154,8 @@ def test_samples_stream_over_http_as_they_do_from_the_folder(points: Line) -> No
     shards = {file.path for file in made.files if file.path in " ".join(web.requests)}
     needed = {f"{NAME}/shards/current.json", made.path, *shards}
     assert shards
-    assert set(web.requests) == {f"GET /store/{path}" for path in needed}
+    assert {request.split()[0] for request in web.requests} <= {"GET", "HEAD"}
+    assert {request.split()[1] for request in web.requests} == {f"/store/{path}" for path in needed}
 
 
 @pytest.fixture
@@ -189,7 +194,6 @@ def test_what_s3_writes_is_read_through_a_cdn_which_outlives_the_bucket(edge: Ed
     assert manifests.current(cdn, NAME, "shards") == made
     assert made.files[0].read(cdn) == data
     assert cdn.read("f", 2**21 - 5) == data[2**21 - 5 :]
-    cdn.attempts = 1
     with pytest.raises(StorageError, match="502"):
         cdn.read("never read")
 
