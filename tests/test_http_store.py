@@ -13,6 +13,7 @@ from millrace import manifest as manifests
 from millrace.data.stream import Samples
 from millrace.errors import CorruptError, NotFoundError, StorageError
 from millrace.manifest import Manifest
+from millrace.predict import Released
 from millrace.storage import FsspecStorage, StoredFile
 from tests.pipelines_for_tests import NAME, Line
 from tests.services import nginx
@@ -156,6 +157,16 @@ def test_samples_stream_over_http_as_they_do_from_the_folder(points: Line) -> No
     assert shards
     assert {request.split()[0] for request in web.requests} <= {"GET", "HEAD"}
     assert {request.split()[1] for request in web.requests} == {f"/store/{path}" for path in needed}
+
+
+def test_a_release_answers_over_http_as_it_does_from_the_folder(released_points: Line) -> None:
+    record = {"x0": 0.0, "x1": 9.0, "x2": 0.0, "x3": 0.0}
+    with web_folder(released_points.root) as web:
+        stores = (f"{web.url}/store", released_points.storage.url)
+        remote, local = (Released(store, NAME, released_points.root) for store in stores)
+
+    assert remote.digest == local.digest
+    assert remote.classify(record) == local.classify(record)
 
 
 @pytest.fixture
