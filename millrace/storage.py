@@ -28,7 +28,8 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
-from millrace.filesystem import open_filesystem
+from millrace.filesystem import join, open_filesystem, refuse_unless_read
+from millrace.filesystem import what_to_check as _fix
 from millrace.objects import (
     LocalObjects,
     MemoryObjects,
@@ -102,7 +103,9 @@ class FsspecStorage:
             filesystem, root = open_filesystem(self.url)
         except (ImportError, ValueError) as error:
             raise StorageError(
-                f"open the store {url}", str(error), "Use a local path, s3://, gs:// or abfs://"
+                f"open the store {url}",
+                str(error),
+                "Use a local path, s3://, gs://, abfs:// or https://",
             ) from error
         self._root = root.rstrip("/")
         self._objects = _objects(filesystem, url, hedge_seconds)
@@ -211,7 +214,7 @@ class FsspecStorage:
             raise StorageError(
                 f"use {path!r} below {self.url}", "it leaves the store", "Use a plain relative path"
             )
-        return f"{self._root}/{path}" if path else self._root
+        return join(self._root, path) if path else self._root
 
     def _unless_absent(self, verb: str, path: str, act: Callable[[str, float], T]) -> T | None:
         """`act`, or None where the store says that there is nothing to act on."""
@@ -227,6 +230,7 @@ class FsspecStorage:
     ) -> T:
         """`act` on the full key, as often as `patience` says, its last error told in our words."""
         key, asked = self._key(path), f"{verb} {self.url}/{path}"
+        refuse_unless_read(verb, self.url, asked)
         is_remote = self._objects.is_remote
         try:
             return persist(
@@ -278,15 +282,6 @@ def _check_md5(name: str, md5: str, data: bytes) -> None:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _fix(url: str) -> str:
-    if url.startswith("s3://"):
-        return (
-            "Check the bucket's name, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and that the endpoint answers"
-        )
-    return "Check the path, its permissions and the free space"
 
 
 @dataclass(frozen=True)
