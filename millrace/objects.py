@@ -267,7 +267,11 @@ def run(filesystem: Any, work: Callable[[], Awaitable[T]], seconds: float) -> T:
     """What `work` gives, run on the file system's own loop and cancelled after `seconds`."""
 
     async def limited() -> T:
-        return await within(seconds, work())
+        try:
+            return await within(seconds, work())
+        except TimeoutError as error:
+            # The store's word, or a limit of its client's; `sync` would drop what it says.
+            raise OSError(f"it timed out, says the store or its client ({error!r})") from error
 
     # The outer limit only acts when fsspec's loop itself hangs.
     result: T = sync(filesystem.loop, limited, timeout=seconds + GRACE_SECONDS)

@@ -96,21 +96,23 @@ def s3fs(bucket: str) -> tuple[dict[str, Act], str]:
     """The fsspec file system for S3."""
     import s3fs as package  # noqa: PLC0415  each client loads only its own packages
 
-    filesystem = package.S3FileSystem(use_listings_cache=False)
+    # A client of its own for each operation: botocore counts failures against later attempts.
+    def fresh() -> Any:
+        return package.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
     def found(path: str, _: bytes) -> dict[str, int]:
-        listed = filesystem.find(f"{bucket}/{path}", detail=True)
+        listed = fresh().find(f"{bucket}/{path}", detail=True)
         return {name.partition("/")[2]: one["size"] for name, one in listed.items()}
 
     operations: dict[str, Act] = {
-        "read": lambda path, _: filesystem.cat_file(f"{bucket}/{path}"),
-        "read_range": lambda path, _: filesystem.cat_file(f"{bucket}/{path}", start=START, end=END),
-        "write": lambda path, data: filesystem.pipe_file(f"{bucket}/{path}", data) and None,
+        "read": lambda path, _: fresh().cat_file(f"{bucket}/{path}"),
+        "read_range": lambda path, _: fresh().cat_file(f"{bucket}/{path}", start=START, end=END),
+        "write": lambda path, data: fresh().pipe_file(f"{bucket}/{path}", data) and None,
         "create": lambda path, data: (
-            filesystem.pipe_file(f"{bucket}/{path}", data, mode="create") and None
+            fresh().pipe_file(f"{bucket}/{path}", data, mode="create") and None
         ),
         "list": found,
-        "delete": lambda path, _: filesystem.rm_file(f"{bucket}/{path}"),
+        "delete": lambda path, _: fresh().rm_file(f"{bucket}/{path}"),
     }
     return operations, package.__version__
 
@@ -119,17 +121,19 @@ def boto3(bucket: str) -> tuple[dict[str, Act], str]:
     """Amazon's own client."""
     import boto3 as package  # noqa: PLC0415  each client loads only its own packages
 
-    client = package.client("s3")
+    # A client of its own for each operation: botocore counts failures against later attempts.
+    def fresh() -> Any:
+        return package.Session().client("s3")
 
     def get(path: str, **more: str) -> bytes:
-        data: bytes = client.get_object(Bucket=bucket, Key=path, **more)["Body"].read()
+        data: bytes = fresh().get_object(Bucket=bucket, Key=path, **more)["Body"].read()
         return data
 
     def put(path: str, data: bytes, **more: str) -> None:
-        client.put_object(Bucket=bucket, Key=path, Body=data, **more)
+        fresh().put_object(Bucket=bucket, Key=path, Body=data, **more)
 
     def found(path: str, _: bytes) -> dict[str, int]:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=path)
+        pages = fresh().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=path)
         return {one["Key"]: one["Size"] for page in pages for one in page.get("Contents", [])}
 
     operations: dict[str, Act] = {
@@ -138,7 +142,7 @@ def boto3(bucket: str) -> tuple[dict[str, Act], str]:
         "write": put,
         "create": lambda path, data: put(path, data, IfNoneMatch="*"),
         "list": found,
-        "delete": lambda path, _: client.delete_object(Bucket=bucket, Key=path) and None,
+        "delete": lambda path, _: fresh().delete_object(Bucket=bucket, Key=path) and None,
     }
     return operations, package.__version__
 
