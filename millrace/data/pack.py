@@ -8,7 +8,7 @@ all units' shards --> manifest
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from millrace.data.codec import FORMAT_VERSION
 from millrace.data.fields import LabelIndex, Value, build_encoder
 from millrace.data.ingest import NOUN as SOURCE_FILES
 from millrace.data.ingest import READERS, Ids, listed_file, load_ids, read_values
-from millrace.data.layout import ChosenLayout, choose_layout
+from millrace.data.layout import choose_layout
 from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
 from millrace.data.shard import Layout, Shard, ShardReader, ShardWriter
@@ -92,7 +92,7 @@ class _Unit:
     files: tuple[SourceFile, ...]
     ids: Ids
     kept: Kept
-    layout: ChosenLayout
+    layout: Layout
 
 
 def pack(job: Job) -> Manifest:
@@ -108,8 +108,8 @@ def pack(job: Job) -> Manifest:
     splits = draw_splits(ids[:, 0], job.spec.split)
     _refuse_empty_split(job, splits[kept])
     num_train = int((splits[kept] == 0).sum())
-    layout = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
-    units = _plan(job, source, ids, kept, layout)
+    chosen = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
+    units = _plan(job, source, ids, kept, chosen.layout)
     progress = Progress("units", total=len(units), usd_per_hour=job.usd_per_hour)
     packed = [
         progress.step(
@@ -121,14 +121,14 @@ def pack(job: Job) -> Manifest:
     made = _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
     return replace(
         made,
-        facts={**made.facts, "layout": layout.facts},
-        measured={"layout": layout.measured},
+        facts={**made.facts, "layout": chosen.facts},
+        measured={"layout": chosen.measured},
     )
 
 
-def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: ChosenLayout) -> list[_Unit]:
+def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> list[_Unit]:
     spec, entries = job.spec, source.facts["files"]
-    shards = spec.shards.model_dump() | layout.facts
+    shards = spec.shards.model_dump() | asdict(layout)
     recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
     units = []
     for indices in cut_units(entries, spec.shards.unit_bytes):
@@ -160,9 +160,7 @@ def _pack_unit(storage: Storage, job: Job, unit: _Unit) -> Manifest:
         columns = encoder.samples(chosen, labels)
         if split == "train" and "inputs" in columns:
             statistics = sum_inputs(columns["inputs"])
-        shard_bytes = job.spec.shards.shard_bytes
-        layout = Layout(unit.layout.level, unit.layout.frame_bytes, shard_bytes)
-        writer = ShardWriter(storage, folder, encoder.fields, split=split, layout=layout)
+        writer = ShardWriter(storage, folder, encoder.fields, split=split, layout=unit.layout)
         writer.write(columns)
         written = writer.close(tuple(labels.classes))
         proven += sum(ShardReader(storage, encoder.fields).prove(shard) for shard in written)
