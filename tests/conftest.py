@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ STORES = (
     pytest.param("azure", marks=pytest.mark.services),
     pytest.param("gcs", marks=pytest.mark.services),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is fetched from remote stores is kept in a folder of this test process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MILLRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(params=STORES)
