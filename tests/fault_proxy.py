@@ -62,6 +62,8 @@ class Fault:
     times: int = FOR_EVER
     """How many requests it may hit. Set to 0, it lets go of those that it holds."""
     code: int = 503
+    share: float = 1.0
+    """Of the requests that it is meant for; which ones is drawn by a seeded generator."""
     met: int = 0
     """How many requests it has hit."""
 
@@ -135,7 +137,8 @@ class FaultProxy:
             is_meant = re.fullmatch(fault.method or ".*", request.method) and re.search(
                 fault.target, request.target
             )
-            if is_meant and fault.met < fault.times:
+            is_drawn = fault.share == 1.0 or self._random.random() < fault.share
+            if is_meant and is_drawn and fault.met < fault.times:
                 fault.met += 1
                 return fault
         return None
