@@ -13,7 +13,7 @@ from millrace.errors import CorruptError, MillraceError
 
 T = TypeVar("T")
 
-PROOF_ATTEMPTS = 3
+PROOF_ATTEMPTS = 5
 """Of a read whose bytes are not what they should be: a bit flipped in flight heals, a rotten disk
 does not."""
 DOUBTFUL_ATTEMPTS = 2

@@ -67,7 +67,7 @@ def test_a_training_through_faults_ends_with_the_bits_of_one_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
-    for name, share in (("calm", 0.0), ("stormy", 0.03)):
+    for name, share in (("calm", 0.0), ("stormy", 0.01)):
         through_proxy.faults = [
             *(Fault(kind, method="GET|HEAD", share=share) for kind in READS),
             *(Fault(kind, method="PUT|POST", share=share) for kind in WRITES),
@@ -80,6 +80,6 @@ def test_a_training_through_faults_ends_with_the_bits_of_one_without(
         through_proxy.faults = []
 
     calm, stormy = found
-    assert met > 10
+    assert met > 4
     assert [file.sha256 for file in stormy.files] == [file.sha256 for file in calm.files]
     assert stormy.digest == calm.digest
