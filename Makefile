@@ -1,16 +1,17 @@
-# make demo | make test | make check | make ui      (each installs what it needs into .venv)
+# make demo | make test | make test-services | make check | make ui      (each installs what it needs into .venv)
 PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR := $(CURDIR)/dagster_home
 # torch is pinned to one line of releases; elsewhere in that line pip may pick a CUDA build.
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test check ui clean
+.PHONY: help setup demo test test-services check ui clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    train, evaluate and release a language model, about three minutes on 2 cores'
 	@echo 'make test    run the tests'
+	@echo 'make test-services   run the tests of stores on Azure, GCS and behind nginx; needs npm and nginx'
 	@echo 'make check   lint, types, import rules, spelling'
 	@echo 'make ui      open Dagster on http://127.0.0.1:3000'
 
@@ -32,6 +33,13 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+test-services: setup
+	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or newer'; exit 1; }
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { echo 'nginx is missing: apt-get install nginx-light'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,azure,gcs,services]'
+	test -x .venv/npm/node_modules/.bin/azurite-blob || npm install --no-audit --no-fund --prefix .venv/npm azurite@3
+	$(BIN)/python -m pytest -m services -n 2
 
 check: setup
 	$(BIN)/ruff check .

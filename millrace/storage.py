@@ -28,7 +28,7 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
-from millrace.filesystem import open_filesystem
+from millrace.filesystem import join, open_filesystem, refuse_unless_read, what_to_check
 from millrace.objects import (
     LocalObjects,
     MemoryObjects,
@@ -47,6 +47,7 @@ HEAL = "Delete that object and materialize what made it again: what lacks a file
 RANGE_BYTES = 16 * 2**20
 """A longer object is read whole in ranges of this size, each with attempts of its own."""
 RANGES_AT_ONCE = 4
+_SCHEMES = "Use a local path, s3://, gs://, abfs:// or https://"
 _NOT_FOUND_FIX = (
     "Materialize what made it again: what lacks a file is made anew; or check the store's URL"
 )
@@ -87,7 +88,7 @@ class Storage(Protocol):
 
 
 class FsspecStorage:
-    """Storage over an fsspec file system.
+    """Storage over an fsspec file system; docs/stores.md tells the kinds and how each is tested.
 
     Args:
         url: Folder, bucket or prefix.
@@ -101,9 +102,7 @@ class FsspecStorage:
         try:
             filesystem, root = open_filesystem(self.url)
         except (ImportError, ValueError) as error:
-            raise StorageError(
-                f"open the store {url}", str(error), "Use a local path, s3://, gs:// or abfs://"
-            ) from error
+            raise StorageError(f"open the store {url}", str(error), _SCHEMES) from error
         self._root = root.rstrip("/")
         self._objects = _objects(filesystem, url, hedge_seconds)
 
@@ -211,7 +210,7 @@ class FsspecStorage:
             raise StorageError(
                 f"use {path!r} below {self.url}", "it leaves the store", "Use a plain relative path"
             )
-        return f"{self._root}/{path}" if path else self._root
+        return join(self._root, path) if path else self._root
 
     def _unless_absent(self, verb: str, path: str, act: Callable[[str, float], T]) -> T | None:
         """`act`, or None where the store says that there is nothing to act on."""
@@ -227,6 +226,7 @@ class FsspecStorage:
     ) -> T:
         """`act` on the full key, as often as `patience` says, its last error told in our words."""
         key, asked = self._key(path), f"{verb} {self.url}/{path}"
+        refuse_unless_read(verb, self.url, asked)
         is_remote = self._objects.is_remote
         try:
             return persist(
@@ -237,17 +237,21 @@ class FsspecStorage:
         except FileNotFoundError as error:
             if verb == "read":
                 raise NotFoundError(asked, "there is no such object", _NOT_FOUND_FIX) from error
-            raise StorageError(asked, "no such bucket or folder", _fix(self.url)) from error
+            raise StorageError(
+                asked, "no such bucket or folder", what_to_check(self.url)
+            ) from error
         except FileExistsError as error:
             raise ExistsError(asked, "it exists already", "Another run was first") from error
         except OverdueError as error:
             limits = (
                 f"{self.patience.attempts} attempts, {self.patience.total_seconds:.0f} s in all"
             )
-            raise DeadlineError(asked, f"{error} (at most {limits})", _fix(self.url)) from error
+            raise DeadlineError(
+                asked, f"{error} (at most {limits})", what_to_check(self.url)
+            ) from error
         except Exception as error:
             # At this edge every backend's errors mean the same to the caller.
-            raise StorageError(asked, _reason(error), _fix(self.url)) from error
+            raise StorageError(asked, _reason(error), what_to_check(self.url)) from error
 
 
 def _objects(filesystem: Any, url: str, hedge_seconds: float) -> Objects:
@@ -259,7 +263,7 @@ def _objects(filesystem: Any, url: str, hedge_seconds: float) -> Objects:
         raise StorageError(
             f"open the store {url}",
             f"{type(filesystem).__name__} cannot be cancelled, so that no deadline would hold",
-            "Use a local path, s3://, gs:// or abfs://",
+            _SCHEMES,
         )
     kind = S3Objects if "s3" in protocols(filesystem) else RemoteObjects
     return kind(filesystem, hedge_seconds)
@@ -278,15 +282,6 @@ def _check_md5(name: str, md5: str, data: bytes) -> None:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _fix(url: str) -> str:
-    if url.startswith("s3://"):
-        return (
-            "Check the bucket's name, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and that the endpoint answers"
-        )
-    return "Check the path, its permissions and the free space"
 
 
 @dataclass(frozen=True)

@@ -271,19 +271,6 @@ def test_what_is_truly_forbidden_is_asked_for_twice_and_no_more(
     assert os.environ["AWS_ENDPOINT_URL"] == through_proxy.url
 
 
-def test_an_object_that_its_own_checksum_belies_is_corrupt(
-    direct: FsspecStorage, through_proxy: FaultProxy, path: str
-) -> None:
-    through_proxy.faults = [Fault("damage_request", method="PUT")]
-    with pytest.raises(CorruptError, match="other bytes than were sent"):
-        FsspecStorage(direct.url, GIVES_UP).write(path, DATA[:1000])
-
-    with pytest.raises(CorruptError, match=f"{path}.*checksum"):
-        direct.read(path)
-
-    through_proxy.faults = []
-
-
 @pytest.fixture
 def unsummed(direct: FsspecStorage, path: str) -> str:
     """An object that the server knows no checksum of but its ETag, as most servers have them."""

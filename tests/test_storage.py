@@ -95,10 +95,8 @@ def eager_switching() -> Iterator[None]:
 
 @pytest.mark.usefixtures("eager_switching")
 def test_of_concurrent_conditional_writers_exactly_one_wins(storage: FsspecStorage) -> None:
-    num_writers = 8
-    # The test's S3 server looks and writes in two steps: there the writers come one by one.
-    at_once = 1 if storage.url.startswith("s3://") else num_writers
-    together = threading.Barrier(at_once)
+    num_writers = 16
+    together = threading.Barrier(num_writers)
 
     def write(number: int) -> int | None:
         together.wait()
@@ -108,7 +106,7 @@ def test_of_concurrent_conditional_writers_exactly_one_wins(storage: FsspecStora
             return None
         return number
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(num_writers) as pool:
         winners = [number for number in pool.map(write, range(num_writers)) if number is not None]
 
     assert len(winners) == 1
