@@ -16,6 +16,9 @@ from tests.made_once import made_once
 
 START_SECONDS = 30
 _LOOK_AGAIN_SECONDS = 0.02
+# The process that began the test run: under xdist the parent of the test processes. Asked at once:
+# a test process whose run was killed has another parent, which would keep servers for ever.
+_RUN_PID = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def shared_server(
     def start(folder: Path) -> None:
         planned = plan(folder)
         (folder / "plan.json").write_text(json.dumps(asdict(planned)))
-        argv = [sys.executable, "-m", "tests.services.keeper", str(_run_pid()), str(folder)]
+        argv = [sys.executable, "-m", "tests.services.keeper", str(_RUN_PID), str(folder)]
         # Not Popen: the keeper outlives this process, and Popen would warn of that.
         keeper = os.posix_spawn(sys.executable, argv, os.environ, setsid=True)
         await_ports(planned.ports, lambda: os.waitpid(keeper, os.WNOHANG)[0] == 0, folder)
@@ -59,11 +62,6 @@ def shared_server(
     folder = made_once(factory, name, start)
     ports: Sequence[int] = json.loads((folder / "plan.json").read_text())["ports"]
     return ports
-
-
-def _run_pid() -> int:
-    """The process that began the test run: under xdist the parent of the test processes."""
-    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
 
 
 def await_ports(ports: Sequence[int], is_running: Callable[[], bool], folder: Path) -> None:
