@@ -119,7 +119,7 @@ class FsspecStorage:
             if prove:
                 prove(data)
             elif start == 0 and told.md5:
-                _check_md5(f"{self.url}/{path}", told.md5, data)
+                _check_md5(self._name(path), told.md5, data)
             return data
 
         return self._attempt("read", path, fetch)
@@ -152,7 +152,7 @@ class FsspecStorage:
             is_ours = True
             if objects.is_remote and not self._holds(key, data, seconds):
                 raise CorruptError(
-                    f"write {self.url}/{path} ({len(data)} bytes)",
+                    f"write {self._name(path)} ({len(data)} bytes)",
                     "the store holds other bytes than were sent",
                     "Check the network and the server between here and the store",
                 )
@@ -205,6 +205,9 @@ class FsspecStorage:
             return True
         return self._objects.read(key, 0, len(data), seconds) == data if data else True
 
+    def _name(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
     def _key(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise StorageError(
@@ -225,7 +228,7 @@ class FsspecStorage:
         self, verb: str, path: str, act: Callable[[str, float], T], num_bytes: int = 0
     ) -> T:
         """`act` on the full key, as often as `patience` says, its last error told in our words."""
-        key, asked = self._key(path), f"{verb} {self.url}/{path}"
+        key, asked = self._key(path), f"{verb} {self._name(path)}"
         refuse_unless_read(verb, self.url, asked)
         is_remote = self._objects.is_remote
         try:
