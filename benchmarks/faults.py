@@ -227,7 +227,8 @@ def main() -> None:
 
 NOTES = """Hang: longer than {budget:.0f} s. Ours gives an attempt 4 s and all attempts 16 s here
 (the defaults are 10 and 60), and reads with the digest it expects, as the pipeline does. The peers
-have their defaults and no place for a digest. Misleading: the error names another cause than the
+have their defaults, so that some would end later (boto3 waits 60 s for a byte, five times), and no
+place for a digest. Misleading: the error names another cause than the
 fault (missing, forbidden, exists), or none, or is a TypeError or the like. Lost object: a write
 that was reported done and is not there as it was sent. Wrong bytes: also a listing that is not
 true, and an object that is there after its deletion.
