@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from millrace import manifest as manifests
 from millrace.deadline import Patience
 from millrace.errors import (
     CorruptError,
@@ -23,6 +24,7 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
+from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage, StoredFile
 from tests.fault_proxy import AFTER, BEFORE, Fault, FaultProxy
 
@@ -225,3 +227,21 @@ def test_a_fault_of_the_look_at_an_object_is_no_worse(
         assert isinstance(result, StorageError)
         assert not isinstance(result, ExistsError | NotFoundError)
         assert path in str(result)
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut_length", "pad", "shift_range", "status", "hang"])
+def test_what_is_current_is_found_in_spite_of_a_fault(
+    direct: FsspecStorage, proxy: FaultProxy, faulty: FsspecStorage, kind: str
+) -> None:
+    pipeline = uuid.uuid4().hex
+    file = StoredFile.written(direct, f"{pipeline}/shards/key/data", DATA)
+    made = manifests.publish(direct, Manifest(pipeline, "shards", "key", files=(file,)))
+    manifests.point(direct, made)
+    proxy.faults = [
+        Fault(kind, method="GET", target=name, times=1, code=404)
+        for name in ("current.json", "manifest.json")
+    ]
+
+    assert manifests.current(faulty, pipeline, "shards") == made
+
+    assert [fault.met for fault in proxy.faults] == [1, 1]
