@@ -121,7 +121,17 @@ OPERATIONS = {
 }
 
 
-def prepare(direct: FsspecStorage, operation: Operation) -> str:
+@pytest.fixture(scope="module")
+def readable(direct: FsspecStorage) -> str:
+    """An object for all that only read."""
+    path = f"{uuid.uuid4().hex}/object"
+    direct.write(path, DATA)
+    return path
+
+
+def prepare(direct: FsspecStorage, operation: Operation, readable: str) -> str:
+    if operation.method == "GET":
+        return readable
     path = f"{uuid.uuid4().hex}/object"
     if operation.exists:
         direct.write(path, DATA)
@@ -164,12 +174,13 @@ def test_a_fault_that_passes_costs_time_and_nothing_else(
     direct: FsspecStorage,
     proxy: FaultProxy,
     faulty: FsspecStorage,
+    readable: str,
     name: str,
     kind: str,
     code: int,
 ) -> None:
     operation = OPERATIONS[name]
-    path = prepare(direct, operation)
+    path = prepare(direct, operation, readable)
     fault = Fault(kind, method=operation.method, times=1, code=code)
     proxy.faults = [fault]
 
@@ -184,12 +195,13 @@ def test_a_fault_for_ever_ends_in_the_right_bytes_or_a_clear_error(
     direct: FsspecStorage,
     proxy: FaultProxy,
     faulty: FsspecStorage,
+    readable: str,
     name: str,
     kind: str,
     code: int,
 ) -> None:
     operation = OPERATIONS[name]
-    path = prepare(direct, operation)
+    path = prepare(direct, operation, readable)
     faulty.patience = FOR_EVER
     proxy.faults = [Fault(kind, method=operation.method, code=code)]
 
@@ -210,12 +222,13 @@ def test_a_fault_of_the_look_at_an_object_is_no_worse(
     direct: FsspecStorage,
     proxy: FaultProxy,
     faulty: FsspecStorage,
+    readable: str,
     name: str,
     kind: str,
     times: int,
 ) -> None:
     operation = OPERATIONS[name]
-    path = prepare(direct, operation)
+    path = prepare(direct, operation, readable)
     faulty.patience = ONCE if times == 1 else FOR_EVER
     proxy.faults = [Fault(kind, method="HEAD", times=times)]
 
