@@ -10,6 +10,8 @@ import fsspec
 from millrace.errors import StorageError
 
 CONNECT_SECONDS = 2
+CONNECTIONS = 64
+"""At once to an S3 server. With botocore's 10, reads wait for one while their deadline runs."""
 READ_SECONDS = 30
 """Longest silence of a store in the middle of an answer."""
 
@@ -48,6 +50,7 @@ def _open_s3(url: str) -> Opened:
             # The defaults wait a minute for a connection, five times that for a stalled body.
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
+            "max_pool_connections": CONNECTIONS,
             "retries": {"total_max_attempts": 1},
         },
         # botocore does not know AWS_REGION, which every other SDK of Amazon's reads.

@@ -28,8 +28,7 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
-from millrace.filesystem import join, open_filesystem, refuse_unless_read
-from millrace.filesystem import what_to_check as _fix
+from millrace.filesystem import join, open_filesystem, refuse_unless_read, what_to_check
 from millrace.objects import (
     LocalObjects,
     MemoryObjects,
@@ -48,6 +47,7 @@ HEAL = "Delete that object and materialize what made it again: what lacks a file
 RANGE_BYTES = 16 * 2**20
 """A longer object is read whole in ranges of this size, each with attempts of its own."""
 RANGES_AT_ONCE = 4
+_SCHEMES = "Use a local path, s3://, gs://, abfs:// or https://"
 _NOT_FOUND_FIX = (
     "Materialize what made it again: what lacks a file is made anew; or check the store's URL"
 )
@@ -88,7 +88,7 @@ class Storage(Protocol):
 
 
 class FsspecStorage:
-    """Storage over an fsspec file system.
+    """Storage over an fsspec file system; docs/stores.md tells the kinds and how each is tested.
 
     Args:
         url: Folder, bucket or prefix.
@@ -102,11 +102,7 @@ class FsspecStorage:
         try:
             filesystem, root = open_filesystem(self.url)
         except (ImportError, ValueError) as error:
-            raise StorageError(
-                f"open the store {url}",
-                str(error),
-                "Use a local path, s3://, gs://, abfs:// or https://",
-            ) from error
+            raise StorageError(f"open the store {url}", str(error), _SCHEMES) from error
         self._root = root.rstrip("/")
         self._objects = _objects(filesystem, url, hedge_seconds)
 
@@ -123,7 +119,7 @@ class FsspecStorage:
             if prove:
                 prove(data)
             elif start == 0 and told.md5:
-                _check_md5(f"{self.url}/{path}", told.md5, data)
+                _check_md5(self._name(path), told.md5, data)
             return data
 
         return self._attempt("read", path, fetch)
@@ -156,7 +152,7 @@ class FsspecStorage:
             is_ours = True
             if objects.is_remote and not self._holds(key, data, seconds):
                 raise CorruptError(
-                    f"write {self.url}/{path} ({len(data)} bytes)",
+                    f"write {self._name(path)} ({len(data)} bytes)",
                     "the store holds other bytes than were sent",
                     "Check the network and the server between here and the store",
                 )
@@ -209,6 +205,9 @@ class FsspecStorage:
             return True
         return self._objects.read(key, 0, len(data), seconds) == data if data else True
 
+    def _name(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
     def _key(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise StorageError(
@@ -229,7 +228,7 @@ class FsspecStorage:
         self, verb: str, path: str, act: Callable[[str, float], T], num_bytes: int = 0
     ) -> T:
         """`act` on the full key, as often as `patience` says, its last error told in our words."""
-        key, asked = self._key(path), f"{verb} {self.url}/{path}"
+        key, asked = self._key(path), f"{verb} {self._name(path)}"
         refuse_unless_read(verb, self.url, asked)
         is_remote = self._objects.is_remote
         try:
@@ -241,17 +240,21 @@ class FsspecStorage:
         except FileNotFoundError as error:
             if verb == "read":
                 raise NotFoundError(asked, "there is no such object", _NOT_FOUND_FIX) from error
-            raise StorageError(asked, "no such bucket or folder", _fix(self.url)) from error
+            raise StorageError(
+                asked, "no such bucket or folder", what_to_check(self.url)
+            ) from error
         except FileExistsError as error:
             raise ExistsError(asked, "it exists already", "Another run was first") from error
         except OverdueError as error:
             limits = (
                 f"{self.patience.attempts} attempts, {self.patience.total_seconds:.0f} s in all"
             )
-            raise DeadlineError(asked, f"{error} (at most {limits})", _fix(self.url)) from error
+            raise DeadlineError(
+                asked, f"{error} (at most {limits})", what_to_check(self.url)
+            ) from error
         except Exception as error:
             # At this edge every backend's errors mean the same to the caller.
-            raise StorageError(asked, _reason(error), _fix(self.url)) from error
+            raise StorageError(asked, _reason(error), what_to_check(self.url)) from error
 
 
 def _objects(filesystem: Any, url: str, hedge_seconds: float) -> Objects:
@@ -263,7 +266,7 @@ def _objects(filesystem: Any, url: str, hedge_seconds: float) -> Objects:
         raise StorageError(
             f"open the store {url}",
             f"{type(filesystem).__name__} cannot be cancelled, so that no deadline would hold",
-            "Use a local path, s3://, gs:// or abfs://",
+            _SCHEMES,
         )
     kind = S3Objects if "s3" in protocols(filesystem) else RemoteObjects
     return kind(filesystem, hedge_seconds)

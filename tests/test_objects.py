@@ -17,7 +17,7 @@ class Azure(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no types
     """As adlfs takes and gives things."""
 
     protocol = ("abfs", "az", "abfss")
-    cachable = False
+    cachable = False  # codespell:ignore cachable
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +66,21 @@ def test_a_range_of_another_length_is_corrupt() -> None:
     assert objects.read("a", 1, 3, 5) == b"ir"
     with pytest.raises(CorruptError, match="bytes 1 to 9 of a: the store sent 4 bytes"):
         objects.read("a", 1, 9, 5)
+
+
+class FlexibleChecksumError(Exception):
+    """As botocore calls it."""
+
+
+def test_an_object_that_its_own_checksum_belies_is_corrupt() -> None:
+    class Belied(Azure):
+        async def _cat_file(
+            self, path: str, start: int | None = None, end: int | None = None, **_: Any
+        ) -> bytes:
+            raise FlexibleChecksumError(f"Expected checksum a== of {path}, calculated b==")
+
+    with pytest.raises(CorruptError, match=r"read a from 0: Expected checksum a== .*calculated b"):
+        RemoteObjects(Belied()).read("a", 0, 5, 5)
 
 
 TRUTH = {"a": 1, "b": 2}

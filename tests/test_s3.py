@@ -271,18 +271,6 @@ def test_what_is_truly_forbidden_is_asked_for_twice_and_no_more(
     assert os.environ["AWS_ENDPOINT_URL"] == through_proxy.url
 
 
-def test_a_body_that_is_damaged_on_every_way_is_never_published(
-    direct: FsspecStorage, through_proxy: FaultProxy, path: str
-) -> None:
-    through_proxy.faults = [Fault("damage_request", method="PUT")]
-    with pytest.raises(StorageError, match=path):
-        FsspecStorage(direct.url, GIVES_UP).write(path, DATA[:1000])
-    through_proxy.faults = []
-
-    with pytest.raises(NotFoundError):
-        direct.read(path)
-
-
 @pytest.fixture
 def unsummed(direct: FsspecStorage, path: str) -> str:
     """An object that the server knows no checksum of but its ETag, as most servers have them."""

@@ -17,6 +17,7 @@ from millrace.errors import MillraceError, SourceError, StorageError
 from millrace.spec import SourceSpec
 from millrace.storage import FsspecStorage
 from tests.fault_proxy import Fault, FaultProxy
+from tests.services.web import Ranges, web_folder
 
 BLOCK_BYTES = 10_000
 DATA = random.Random(3).randbytes(3 * BLOCK_BYTES + 1234)  # noqa: S311  test data
@@ -185,3 +186,20 @@ def test_a_listing_with_a_fault_is_the_same_as_without(
     assert [(file.url, file.num_bytes) for file in found] == [
         (f"{direct.url}/{name}", len(name)) for name in names
     ]
+
+
+@pytest.mark.parametrize("ranges", ["sent", "ignored"])
+@pytest.mark.parametrize("name", ["a.txt", "a%20b.txt", "a.txt?key=x"])
+def test_a_file_over_http_reads_by_the_very_url_it_was_named_by(
+    tmp_path: Path, ranges: Ranges, name: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(DATA)
+    (tmp_path / "a b.txt").write_bytes(DATA)
+
+    with web_folder(tmp_path) as web:
+        web.ranges = ranges
+        file = SourceFile(name, f"{web.url}/{name}", len(DATA), "")
+        with SourceReader(file) as reader:
+            assert reader.readall() == DATA
+
+        assert {request.split(" ")[1] for request in web.requests} == {f"/{name}"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from millrace import manifest as manifests
 from millrace.deadline import Patience
 from millrace.errors import (
     CorruptError,
@@ -23,6 +24,7 @@ from millrace.errors import (
     NotFoundError,
     StorageError,
 )
+from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage, StoredFile
 from tests.fault_proxy import AFTER, BEFORE, Fault, FaultProxy
 
@@ -119,7 +121,17 @@ OPERATIONS = {
 }
 
 
-def prepare(direct: FsspecStorage, operation: Operation) -> str:
+@pytest.fixture(scope="module")
+def readable(direct: FsspecStorage) -> str:
+    """An object for all that only read."""
+    path = f"{uuid.uuid4().hex}/object"
+    direct.write(path, DATA)
+    return path
+
+
+def prepare(direct: FsspecStorage, operation: Operation, readable: str) -> str:
+    if operation.method == "GET":
+        return readable
     path = f"{uuid.uuid4().hex}/object"
     if operation.exists:
         direct.write(path, DATA)
@@ -162,12 +174,13 @@ def test_a_fault_that_passes_costs_time_and_nothing_else(
     direct: FsspecStorage,
     proxy: FaultProxy,
     faulty: FsspecStorage,
+    readable: str,
     name: str,
     kind: str,
     code: int,
 ) -> None:
     operation = OPERATIONS[name]
-    path = prepare(direct, operation)
+    path = prepare(direct, operation, readable)
     fault = Fault(kind, method=operation.method, times=1, code=code)
     proxy.faults = [fault]
 
@@ -182,12 +195,13 @@ def test_a_fault_for_ever_ends_in_the_right_bytes_or_a_clear_error(
     direct: FsspecStorage,
     proxy: FaultProxy,
     faulty: FsspecStorage,
+    readable: str,
     name: str,
     kind: str,
     code: int,
 ) -> None:
     operation = OPERATIONS[name]
-    path = prepare(direct, operation)
+    path = prepare(direct, operation, readable)
     faulty.patience = FOR_EVER
     proxy.faults = [Fault(kind, method=operation.method, code=code)]
 
@@ -208,12 +222,13 @@ def test_a_fault_of_the_look_at_an_object_is_no_worse(
     direct: FsspecStorage,
     proxy: FaultProxy,
     faulty: FsspecStorage,
+    readable: str,
     name: str,
     kind: str,
     times: int,
 ) -> None:
     operation = OPERATIONS[name]
-    path = prepare(direct, operation)
+    path = prepare(direct, operation, readable)
     faulty.patience = ONCE if times == 1 else FOR_EVER
     proxy.faults = [Fault(kind, method="HEAD", times=times)]
 
@@ -225,3 +240,21 @@ def test_a_fault_of_the_look_at_an_object_is_no_worse(
         assert isinstance(result, StorageError)
         assert not isinstance(result, ExistsError | NotFoundError)
         assert path in str(result)
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut_length", "pad", "shift_range", "status", "hang"])
+def test_what_is_current_is_found_in_spite_of_a_fault(
+    direct: FsspecStorage, proxy: FaultProxy, faulty: FsspecStorage, kind: str
+) -> None:
+    pipeline = uuid.uuid4().hex
+    file = StoredFile.written(direct, f"{pipeline}/shards/key/data", DATA)
+    made = manifests.publish(direct, Manifest(pipeline, "shards", "key", files=(file,)))
+    manifests.point(direct, made)
+    proxy.faults = [
+        Fault(kind, method="GET", target=name, times=1, code=404)
+        for name in ("current.json", "manifest.json")
+    ]
+
+    assert manifests.current(faulty, pipeline, "shards") == made
+
+    assert [fault.met for fault in proxy.faults] == [1, 1]

@@ -17,7 +17,7 @@ from millrace.data.order import chunk_starts
 from millrace.data.shard import Shard, ShardReader
 from millrace.errors import CorruptError
 from millrace.manifest import Manifest
-from millrace.storage import Storage
+from millrace.storage import HEAL, Storage
 
 THREADS = 2
 ATTEMPTS = 3
@@ -84,6 +84,7 @@ class Samples:
         self.frame_bytes = np.concatenate([none, *(table.raw_bytes for table in tables)])
         self._starts = np.concatenate([none, *(table.start for table in tables)])
         num_bytes = np.concatenate([none, *(table.num_bytes for table in tables)])
+        self._checksums = np.concatenate([none, *(table.checksum for table in tables)])
         self._ends = self._starts + num_bytes
         self.chunk_starts = chunk_starts(self.frame_bytes, self._shard_starts[:-1])
         last = np.append(self.chunk_starts, len(num_bytes))[1:] - 1
@@ -144,7 +145,7 @@ class Samples:
     def _compressed(self, number: int, shard: Shard) -> bytes:
         start, end = int(self._starts[number]), int(self._ends[number])
         if self._cache is None:
-            return self._storage.read(shard.file.path, start, end)
+            return self._storage.read(shard.file.path, start, end)  # local: decoding proves it
         chunk = self._chunk_of(number)
         if (fetching := self._fetching.pop(chunk, None)) is not None:
             fetching.exception()  # wait; an error is met again, and raised, by the read below
@@ -160,9 +161,25 @@ class Samples:
 
         def fetch() -> bytes:
             last = first + int(self._chunk_bytes[chunk])
-            return self._storage.read(shard.file.path, first, last)
+            return self._storage.read(shard.file.path, first, last, prove=prove)
+
+        def prove(data: bytes) -> None:
+            """Each frame ends in its checksum: nothing is cut, shifted or of another object."""
+            for number in range(frame, self._chunk_stop(chunk)):
+                end = int(self._ends[number]) - first
+                if codec.checksum(data[end - 4 : end]) != self._checksums[number]:
+                    raise CorruptError(
+                        f"read the frame at byte {self._starts[number]} of {shard.file.path}",
+                        "it does not end in the checksum that the manifest names",
+                        f"The shard is damaged. {HEAL}",
+                    )
 
         return self._cache.read(self._chunk_name(chunk), start, end, fetch)
+
+    def _chunk_stop(self, chunk: int) -> int:
+        """The frame after the last of a chunk."""
+        is_last = chunk + 1 == len(self.chunk_starts)
+        return len(self._ends) if is_last else int(self.chunk_starts[chunk + 1])
 
     def _chunk_of(self, number: int) -> int:
         return int(np.searchsorted(self.chunk_starts, number, side="right")) - 1

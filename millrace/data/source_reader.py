@@ -30,10 +30,9 @@ class SourceReader(io.RawIOBase):
 
     def __init__(self, file: SourceFile, patience: Patience = PATIENCE) -> None:
         super().__init__()
-        folder, _, self._name = file.url.rpartition("/")
-        self._storage = FsspecStorage(folder, patience)
+        self._storage = FsspecStorage(file.url, patience)  # a store of one object, at ""
         self._size = file.num_bytes
-        told = self._storage.told(self._name)
+        told = self._storage.told("")
         if told.num_bytes is not None and told.num_bytes != self._size:
             raise SourceError(
                 f"read the source file {file.path} ({self._size} bytes as listed)",
@@ -94,10 +93,10 @@ class SourceReader(io.RawIOBase):
         start = number * BLOCK_BYTES
         end = min(start + BLOCK_BYTES, self._size)
         if number != self._num_digested:
-            return self._storage.read(self._name, start, end)
+            return self._storage.read("", start, end)
         is_last = end == self._size
         prove = self._prove if is_last and self._md5 else None
-        data = self._storage.read(self._name, start, end, prove=prove)
+        data = self._storage.read("", start, end, prove=prove)
         self._digest.update(data)
         self._num_digested += 1
         return data
@@ -107,7 +106,7 @@ class SourceReader(io.RawIOBase):
         digest.update(last)
         if digest.hexdigest() != self._md5:
             raise CorruptError(
-                f"read {self._storage.url}/{self._name} ({self._size} bytes, MD5 {self._md5})",
+                f"read {self._storage.url} ({self._size} bytes, MD5 {self._md5})",
                 f"bytes with MD5 {digest.hexdigest()}",
                 "They were damaged on the way, or the file was changed meanwhile: run it again",
             )
