@@ -7,7 +7,6 @@ the seek table. docs/shard-format.md describes it byte by byte.
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from millrace.data import codec
 from millrace.data.columns import Columns, Field, Ragged, cut, join, num_rows
+from millrace.data.workers import num_cores
 from millrace.errors import CorruptError
 from millrace.storage import HEAL, Storage, StoredFile
 
@@ -144,7 +144,7 @@ class ShardWriter:
         self._entry_bytes = sum(field.entry_bytes for field in fields.values())
         self._pending: list[Columns] = []
         self._pending_samples = self._pending_bytes = 0
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or num_cores()
         self._pool = ThreadPoolExecutor(self._threads + 1, thread_name_prefix="pack")
         self._coding: deque[Future[_Coded]] = deque()
         self._coded: list[_Coded] = []
@@ -229,16 +229,16 @@ class ShardWriter:
 
     def _written_shard(self, coded: list[_Coded]) -> tuple[StoredFile, FrameTable]:
         head, tail = self._plain_frame(self._schema.serialize()), self._plain_frame(_END)
-        whole = [head, *coded, tail]
-        table = codec.seek_table([(frame.data, frame.raw_bytes) for frame in whole])
-        data = b"".join([*(frame.data for frame in whole), table])
-        name = f"{self._split}-{hashlib.sha256(data).hexdigest()[:16]}.arrow.zst"
-        file = StoredFile.written(self._storage, f"{self._folder}/{name}", data)
+        table = codec.seek_table([(frame.data, frame.raw_bytes) for frame in (head, *coded, tail)])
         columns = zip(
             *((len(f.data), f.raw_bytes, f.num_samples, codec.checksum(f.data)) for f in coded),
             strict=True,
         )
-        return file, FrameTable(len(head.data), *(np.array(column, np.int64) for column in columns))
+        frames = FrameTable(len(head.data), *(np.array(column, np.int64) for column in columns))
+        data = b"".join([head.data, *(frame.data for frame in coded), tail.data, table])
+        coded.clear()  # or the shard would be held twice while it is written
+        name = f"{self._split}-{hashlib.sha256(data).hexdigest()[:16]}.arrow.zst"
+        return StoredFile.written(self._storage, f"{self._folder}/{name}", data), frames
 
     def _plain_frame(self, raw: pa.Buffer) -> _Coded:
         return _Coded(codec.compress(raw, self._layout.level), len(raw))
