@@ -17,6 +17,7 @@ from torch import nn
 from millrace import baselines
 from millrace import manifest as manifests
 from millrace.data.columns import Columns
+from millrace.data.images import decoded, decoded_bytes
 from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
 from millrace.intervals import Floats, paired, ratio
@@ -91,7 +92,9 @@ def _score(network: nn.Module, objective: Objective, test: Samples, world: World
         "loss": [], "metric": [], "weight": [], "record": [],
     }  # fmt: skip
     with torch.inference_mode():
-        for columns in test.batches(max(1, BATCH_BYTES // test.sample_bytes)):
+        sample_bytes = max(test.sample_bytes, decoded_bytes(test.fields))
+        batches = test.batches(max(1, BATCH_BYTES // sample_bytes))
+        for columns in decoded(batches, test.fields):
             scores = objective.scores(network, to_batch(columns, world.device))
             found["record"].append(columns["record"])
             found["loss"].append(scores.loss_B.double().cpu().numpy())
@@ -169,7 +172,7 @@ def _class_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
 
 
 def _whole(samples: Samples) -> Columns:
-    batches = list(samples.batches(4096))
+    batches = list(decoded(samples.batches(4096), samples.fields))
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

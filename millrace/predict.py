@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from millrace import manifest as manifests
-from millrace.data.fields import UnusableRecordError, build_encoder
+from millrace.data.fields import LabelIndex, UnusableRecordError, build_encoder
+from millrace.data.images import decoded
 from millrace.data.listing import list_source
 from millrace.data.records import Located, Rejection, read_records
 from millrace.errors import SpecError
@@ -69,10 +69,12 @@ class Released:
             UnusableRecordError: The record lacks what the model needs.
         """
         assert self.task.kind == "classification", f"the task is {self.task.kind}"
-        value = build_encoder(self.task).extract({**record, self.task.label: "?"})  # the question
-        inputs = np.frombuffer(value.inputs, np.float32).reshape(1, *self.task.shape)
+        encoder = build_encoder(self.task)
+        value = encoder.extract({**record, self.task.label: "?"})  # the question
+        (columns,) = decoded([encoder.samples([value], LabelIndex())], encoder.fields)
         with torch.inference_mode():
-            shares = self._network(torch.tensor(inputs)).softmax(1)[0].tolist()
+            inputs = torch.tensor(columns["inputs"]).float()
+            shares = self._network(inputs).softmax(1)[0].tolist()
         found = dict(zip(self.classes, shares, strict=True))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 

@@ -105,10 +105,27 @@ class ClassificationTask(Frozen):
     label: str = "label"
     """The record's field that holds the class; an image's label is its folder's name."""
     inputs: tuple[str, ...] = ()
-    """The record's numeric fields; empty means the image, or all but the label in the natural order
-    of their names (`x2` before `x10`), whatever their order in the file."""
+    """The record's numeric fields; empty means all but the label in the natural order of their
+    names (`x2` before `x10`), whatever their order in the file."""
+    images: Literal["none", "pixels", "coded"] = "none"
+    """For records that are image files or have a field `image`: store their `pixels` (fast to read,
+    large), or JPEG and PNG as they came, `coded` (small, decoded when read). `none`: numbers."""
     shape: tuple[PositiveInt, ...]
-    """Shape of one sample, channels first for images: the fields are laid out in this order."""
+    """Shape of one sample: the fields are laid out in this order. Of images [1 or 3, height,
+    width]: 1 makes them gray, and those of another size are resized."""
+
+    @model_validator(mode="after")
+    def _lay_out_images(self) -> "ClassificationTask":
+        if self.images == "none":
+            return self
+        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
+            raise ValueError(
+                f"shape {list(self.shape)}: an image's is [1 or 3, height, width] (images: "
+                f"{self.images})"
+            )
+        if self.inputs:
+            raise ValueError(f"inputs name numbers; leave them out with images: {self.images}")
+        return self
 
 
 Task = Annotated[LanguageModelTask | ClassificationTask, Field(discriminator="kind")]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
@@ -155,6 +156,25 @@ def build_classification(root: Path) -> Line:
             "steps": 18,
             "together": 3,
         },
+    )
+
+
+def build_images(root: Path, images: str) -> Line:
+    """Noisy squares, bright or dark, of 8 x 8 pixels in color; a folder for each class."""
+    rng = np.random.default_rng(0)
+    for label, low in (("bright", 120), ("dark", 0)):
+        (root / "source" / label).mkdir(parents=True)
+        squares = rng.integers(low, low + 120, (150, 8, 8, 3), np.uint8)
+        for number, square in enumerate(squares):
+            Image.fromarray(square).save(root / "source" / label / f"{number}.png")
+    return _packed(
+        root,
+        source={"url": "*/*.png"},
+        task={"kind": "classification", "shape": [3, 8, 8], "images": images},
+        network={"name": "conv", "width": 4},
+        train={"steps": 40, "batch": 16, "ranks": 1, "learning_rate": 0.01},
+        search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
+        gate={"beats": ["majority"]},
     )
 
 

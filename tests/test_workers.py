@@ -2,8 +2,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,11 +105,17 @@ for number, (_, pid) in work_through(Task(square, described), range(4), 2):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False
     )
 
-    # `run` has returned, so standard output, which the workers hold too, was closed by all.
     pids = {int(line) for line in found.stdout.split()}
     assert found.returncode == -signal.SIGKILL
     assert pids
-    assert not [pid for pid in pids if is_alive(pid)]
+    wait_for(lambda: not any(map(is_alive, pids)), "a worker outlived its parent")
+
+
+def wait_for(is_true: Callable[[], Any], why: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.002)  # nothing tells us what processes that are not our children do
 
 
 def is_alive(pid: int) -> bool:

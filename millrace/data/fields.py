@@ -7,7 +7,6 @@ equal in inputs and label have equal `content_id`s, so exact duplicates are drop
 """
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from millrace.data.columns import Columns, Field
-from millrace.errors import SourceError
+from millrace.data.columns import Column, Columns, Field, Ragged
+from millrace.data.images import pixels
 from millrace.spec import ClassificationTask, LanguageModelTask, Task
 
 Record = Mapping[str, Any]
+IMAGE = "image"
+"""The field of a record that holds a coded image."""
 
 
 class UnusableRecordError(ValueError):
@@ -85,7 +85,7 @@ def build_encoder(task: Task) -> Encoder:
     """The encoder of a task."""
     if isinstance(task, LanguageModelTask):
         return _TextBlocks(task)
-    return _LabelledArrays(task)
+    return _LabelledNumbers(task) if task.images == "none" else _LabelledImages(task)
 
 
 class _TextBlocks:
@@ -130,22 +130,18 @@ class _TextBlocks:
         }
 
 
-class _LabelledArrays:
-    """Numbers or an image of a fixed shape, with the class they belong to."""
+class _LabelledNumbers:
+    """Numbers laid out in a fixed shape, with the class they belong to."""
 
     def __init__(self, task: ClassificationTask) -> None:
         self._task = task
         self.needs: tuple[str, ...] = (task.label, *task.inputs)
-        self.fields = {
-            "inputs": Field("float32", task.shape),
-            "label": Field("int32"),
-            "record": Field("uint64"),
-        }
+        self.fields = {"inputs": Field("float32", task.shape), **_LABELLED}
 
     def extract(self, record: Record) -> Value:
-        label = self._label(record)
+        label = _label(record, self._task.label)
         if isinstance(record.get("image"), bytes):
-            return Value(self._pixels(record["image"]).tobytes(), label)
+            raise UnusableRecordError("it is an image: set `task.images: pixels` (or `coded`)")
         names = self._task.inputs or _all_but(self._task.label, tuple(record))
         with np.errstate(over="ignore"):  # too large a number becomes infinite and is refused
             numbers = np.array([_number(record, name) for name in names], np.float32)
@@ -160,44 +156,61 @@ class _LabelledArrays:
             )
         return Value(numbers.tobytes(), label)
 
-    def _label(self, record: Record) -> str:
-        name = self._task.label
-        label = _required(record, name)
-        if not isinstance(label, str | int | float):
-            raise UnusableRecordError(
-                f"field `{name}` is {type(label).__name__}, a label is text or a number"
-            )
-        text = str(label)
-        if not text or not text.isprintable():
-            raise UnusableRecordError(f"field `{name}` is {text!r}, a label is printable text")
-        return text
-
-    def _pixels(self, data: bytes) -> npt.NDArray[np.float32]:
-        """An image as float32 (channels, height, width), resized where the shape asks for it."""
-        shape = self._task.shape
-        if len(shape) != 3 or shape[0] not in (1, 3):
-            raise SourceError(
-                f"read images as shape {list(shape)}",
-                "an image's shape is [1 or 3, height, width]",
-                "Correct `task.shape`",
-            )
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                sized = image.convert("L" if shape[0] == 1 else "RGB")
-                if sized.size != (shape[2], shape[1]):
-                    sized = sized.resize((shape[2], shape[1]))
-                pixels = np.asarray(sized, np.float32)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnusableRecordError(f"not a readable image: {error}") from error
-        return np.ascontiguousarray(pixels.reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1))
-
     def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
         stacked = np.frombuffer(b"".join(value.inputs for value in values), np.float32)
-        return {
-            "inputs": stacked.reshape(len(values), *self._task.shape),
-            "label": np.array([labels.number(value.label) for value in values], np.int32),
-            "record": _ids(values),
-        }
+        inputs = stacked.reshape(len(values), *self._task.shape)
+        return {"inputs": inputs, **_labelled(values, labels)}
+
+
+class _LabelledImages:
+    """Images with the class they belong to: their pixels, or JPEG and PNG as they came."""
+
+    def __init__(self, task: ClassificationTask) -> None:
+        self._task, self._is_coded = task, task.images == "coded"
+        self.needs: tuple[str, ...] = (task.label, IMAGE)
+        dtype = "image" if self._is_coded else "uint8"
+        self.fields = {"inputs": Field(dtype, task.shape), **_LABELLED}
+
+    def extract(self, record: Record) -> Value:
+        label = _label(record, self._task.label)
+        data = _required(record, IMAGE)
+        if isinstance(data, Mapping):  # as Parquet files of Hugging Face hold it
+            data = _required(data, "bytes")
+        if not isinstance(data, bytes):
+            raise UnusableRecordError(
+                f"field `{IMAGE}` is {type(data).__name__}, an image's bytes are needed"
+            )
+        try:
+            found = pixels(data, self._task.shape)
+        except ValueError as error:
+            raise UnusableRecordError(str(error)) from error
+        return Value(data if self._is_coded else found.tobytes(), label)
+
+    def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
+        stored = Ragged.of([value.inputs for value in values])
+        shape = (len(values), *self._task.shape)
+        inputs: Column = stored if self._is_coded else stored.data.reshape(shape)
+        return {"inputs": inputs, **_labelled(values, labels)}
+
+
+_LABELLED = {"label": Field("int32"), "record": Field("uint64")}
+
+
+def _labelled(values: Sequence[Value], labels: LabelIndex) -> Columns:
+    numbers = np.array([labels.number(value.label) for value in values], np.int32)
+    return {"label": numbers, "record": _ids(values)}
+
+
+def _label(record: Record, name: str) -> str:
+    label = _required(record, name)
+    if not isinstance(label, str | int | float):
+        raise UnusableRecordError(
+            f"field `{name}` is {type(label).__name__}, a label is text or a number"
+        )
+    text = str(label)
+    if not text or not text.isprintable():
+        raise UnusableRecordError(f"field `{name}` is {text!r}, a label is printable text")
+    return text
 
 
 def _required(record: Record, name: str) -> Any:

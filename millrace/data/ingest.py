@@ -100,6 +100,8 @@ def _identify_files(
     }
     groups = group_files([file for file in files if file.path not in read])
     progress = Progress("source files", total=len(files), done=len(read))
+    if not groups:
+        progress.tell()
     num_bytes = sum(file.num_bytes for group in groups for file in group)
     size = num_workers(len(groups), num_bytes, [job.store, job.spec.source.url])
     task: Task[list[SourceFile], list[ReadFile]] = Task(

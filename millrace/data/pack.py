@@ -93,6 +93,8 @@ def _pack_units(storage: Storage, job: Job, units: Sequence[Unit]) -> list[Manif
     progress = Progress(
         "units", total=len(units), done=len(units) - len(missing), usd_per_hour=job.usd_per_hour
     )
+    if not missing:
+        progress.tell()
     num_bytes = sum(file.num_bytes for unit in missing for file in unit.files)
     size = num_workers(len(missing), num_bytes, [job.store, job.spec.source.url])
     # Workers keep every core busy by themselves; alone, this process compresses on all of them.

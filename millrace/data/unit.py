@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from millrace import manifest as manifests
-from millrace.data.columns import Columns
+from millrace.data.columns import Columns, cut, num_rows
 from millrace.data.fields import Encoder, LabelIndex, Value, build_encoder
+from millrace.data.images import decoded, decoded_bytes
 from millrace.data.ingest import READERS, Ids, read_values
 from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
@@ -76,7 +77,7 @@ def pack_unit(job: Job, threads: int, unit: Unit) -> Manifest:
             for part, columns in _encoded(values, parts, encoder):
                 part.writer.write(columns)
                 if part is parts[0] and "inputs" in columns:
-                    sums.add(columns["inputs"])
+                    _add_inputs(sums, columns, encoder)
         shards = [shard for part in parts for shard in part.close()]
     finally:
         for part in parts:
@@ -126,6 +127,14 @@ def _encoded(
             yield from ((part, part.take_waiting()) for part in parts if part.waiting)
             num_bytes = 0
     yield from ((part, part.take_waiting()) for part in parts if part.waiting)
+
+
+def _add_inputs(sums: InputSums, columns: Columns, encoder: Encoder) -> None:
+    """Add inputs to the sums, a few MiB of pixels at a time where images are coded."""
+    step = max(1, BATCH_BYTES // max(1, decoded_bytes(encoder.fields)))
+    parts = (cut(columns, start, start + step) for start in range(0, num_rows(columns), step))
+    for part in decoded(parts, encoder.fields):
+        sums.add(part["inputs"])
 
 
 Values = Generator[Value, None, None]

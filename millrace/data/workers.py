@@ -2,23 +2,25 @@
 
     items --> one at a time to each worker, over a pipe of its own --> results as they come
 
-Parsing records holds Python's lock, so threads would share one core. Workers are spawned, since
-fsspec does not outlive a fork; what goes over their pipes are our own frozen dataclasses.
+Parsing records holds Python's lock, so threads would share one core. Workers are started afresh,
+since fsspec does not outlive a fork; what goes over a pipe are our own frozen dataclasses.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from millrace.errors import MillraceError, ProcessDiedError, ProcessFailedError, from_event
-from millrace.launch import tie_to_parent
+from millrace.launch import environment_of_child, tie_to_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -102,15 +104,17 @@ class _Worker:
     """A process and the pipe to it."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
         self.number = -1
         """Of the item it works on; -1 for none."""
-        self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, work, os.getpid()), daemon=True
-        )
-        self._process.start()
-        theirs.close()  # or its end would not be noticed
+        self.pipe, theirs = multiprocessing.Pipe()
+        with theirs:  # closed here once the process has it, or its end would not be noticed
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment_of_child(),
+            )
+        self.pipe.send(work)
 
     def take(self, number: int, items: Sequence[T], task: Task[T, R]) -> None:
         self.number = number
@@ -137,13 +141,11 @@ class _Worker:
     def end(self) -> None:
         """Kill it; what it worked on is not published."""
         self._process.kill()
-        self._process.join()
-        self._process.close()
+        self._process.wait()
         self.pipe.close()
 
     def _died(self, asked: str) -> ProcessDiedError:
-        self._process.join()
-        code = self._process.exitcode or 0
+        code = self._process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         return ProcessDiedError(
             asked,
@@ -153,20 +155,21 @@ class _Worker:
         )
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any], parent: int) -> None:
+def serve(descriptor: int) -> None:
     """A worker's life: take an item, work on it, answer; until the pipe is closed."""
-    tie_to_parent(parent)
+    tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        answer: tuple[str, Any]
-        try:
-            answer = ("done", work(item))
-        except MillraceError as error:
-            answer = ("error", error.to_event())
-        except Exception:  # noqa: BLE001  the parent raises it
-            answer = ("failed", traceback.format_exc())
-        pipe.send(answer)
+    pipe = Connection(descriptor)
+    with contextlib.suppress(EOFError):
+        work = pipe.recv()
+        while True:
+            pipe.send(_answer(work, pipe.recv()))
+
+
+def _answer(work: Callable[[Any], Any], item: object) -> tuple[str, Any]:
+    try:
+        return "done", work(item)
+    except MillraceError as error:
+        return "error", error.to_event()
+    except Exception:  # noqa: BLE001  the parent raises it
+        return "failed", traceback.format_exc()

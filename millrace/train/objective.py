@@ -80,7 +80,8 @@ class _Classification:
     higher_is_better = True
 
     def scores(self, network: nn.Module, batch: Batch) -> Scores:
-        logits_BK: Tensor = network(batch["inputs"])
+        # Pixels come as bytes and are widened here, on the device, after a trip a quarter as long.
+        logits_BK: Tensor = network(batch["inputs"].float())
         loss_B = F.cross_entropy(logits_BK.float(), batch["label"], reduction="none")
         right_B = (logits_BK.argmax(1) == batch["label"]).to(loss_B.dtype)
         return Scores(loss_B, right_B, torch.ones_like(right_B))
