@@ -32,7 +32,7 @@ from millrace.storage import FsspecStorage, Storage, StoredFile
 from millrace.telemetry import Progress
 
 NOUN = "source_files"
-VERSION = 2
+VERSION = 3
 SHOWN_REJECTIONS = 50
 READERS = 8
 GROUP_BYTES, GROUP_FILES = 4 * 2**20, 256
