@@ -213,7 +213,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     found = subprocess.run(
         [sys.executable, "-c", code, str(path)],
         stdout=subprocess.PIPE,
-        env=environment_of_child(),
+        env=environment_of_child(keeps_memory=False),
         check=True,
     )
 

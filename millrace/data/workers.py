@@ -112,7 +112,7 @@ class _Worker:
                 [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=environment_of_child(),
+                env=environment_of_child(keeps_memory=False),
             )
         self.pipe.send(work)
 
