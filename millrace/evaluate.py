@@ -63,7 +63,10 @@ def evaluate(job: Job) -> Manifest:
     records = _by_record(samples)
     log(f"{objective.metric}: scored {len(test)} samples of {len(records['weight'])} records")
     train = Samples(storage, shards, "train")
-    if isinstance(job.spec.task, LanguageModelTask):
+    task = job.spec.task
+    if isinstance(task, LanguageModelTask) and task.tokens:
+        found = {"unigram": _unigram_bits(train, test, task.vocabulary)}
+    elif isinstance(task, LanguageModelTask):
         found = _text_baselines(train, test)
     else:
         found = _class_baselines(train, test)
@@ -142,6 +145,28 @@ def _text_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
     log(f"baselines: counting n-grams of {baselines.NGRAM_CONTEXT + 1} bytes")
     name = f"{baselines.NGRAM_CONTEXT + 1}-gram"
     return found | {name: baselines.ngram_bits(list(_texts(train)), texts)}
+
+
+def _unigram_bits(train: Samples, test: Samples, vocabulary: int) -> Floats:
+    """Bits of each test record under the counts of the training ids, one added to each."""
+    counts = np.ones(vocabulary)
+    for columns in train.batches(4096):
+        tokens, is_theirs = columns["tokens"], _is_theirs(columns)
+        counts += np.bincount(tokens[is_theirs].astype(np.int64), minlength=vocabulary)
+    bits = np.log2(counts.sum()) - np.log2(counts)
+    sums, records = [], []
+    for columns in test.batches(4096):
+        sums.append((bits[columns["tokens"]] * _is_theirs(columns)).sum(1))
+        records.append(columns["record"])
+    found: Floats = np.add.reduceat(np.concatenate(sums), _record_starts(np.concatenate(records)))
+    return found
+
+
+def _is_theirs(columns: Columns) -> npt.NDArray[np.bool_]:
+    """Which tokens of each block are a record's, not padding."""
+    positions = np.arange(columns["tokens"].shape[1])
+    found: npt.NDArray[np.bool_] = positions < columns["length"][:, None]
+    return found
 
 
 def _texts(samples: Samples) -> Iterator[bytes]:

@@ -66,6 +66,59 @@ def test_a_record_without_usable_text_says_why(record: dict[str, Any], reason: s
         text_encoder().extract(record)
 
 
+def token_encoder(vocabulary: int = 1000, block_tokens: int = 4) -> Any:
+    return build_encoder(
+        LanguageModelTask(
+            kind="language_model", tokens="ids", vocabulary=vocabulary, block_tokens=block_tokens
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (50257, "uint16"),
+                              (65537, "uint32")]
+)  # fmt: skip
+def test_the_blocks_of_token_ids_joined_are_the_ids(vocabulary: int, dtype: str) -> None:
+    encoder, rng = token_encoder(vocabulary), np.random.default_rng(0)
+    lists = [rng.integers(0, vocabulary, size).tolist() for size in (1, 4, 9)]
+    lists.append([0, vocabulary - 1])
+
+    columns = encoder.samples([encoder.extract({"ids": ids}) for ids in lists], LabelIndex())
+
+    kept = np.arange(4) < columns["length"][:, None]
+    assert encoder.fields["tokens"] == Field(dtype, (4,))
+    assert columns["tokens"].dtype == dtype
+    assert columns["tokens"][kept].tolist() == [each for ids in lists for each in ids]
+    assert columns["length"].tolist() == [1, 4, 4, 4, 1, 2]
+    assert len(np.unique(columns["record"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        (None, "field `ids` is null"),
+        ("1 2", "field `ids` is str, a list of token ids is needed"),
+        ([1, 1000, 2], "field `ids` holds 1000, ids are whole numbers from 0 to 999"),
+        ([1, -1], "field `ids` holds -1, ids are"),
+        ([1, 2.5, 3], "field `ids` holds 2.5, ids are"),
+        ([2.0], "field `ids` holds 2.0, ids are"),
+        ([1, "2"], "field `ids` holds '2', ids are"),
+        ([1, None], "field `ids` holds None, ids are"),
+        ([True, False], "field `ids` holds True, ids are"),
+        ([[1], [2]], r"field `ids` holds \[1\], ids are"),
+        ([[1], [2, 3]], r"field `ids` holds \[1\], ids are"),
+        ([1, 10**30], "field `ids` holds 1000000000000000000000000000000, ids are"),
+    ],
+)
+def test_a_record_without_usable_token_ids_says_why(ids: Any, reason: str) -> None:
+    with pytest.raises(UnusableRecordError, match=reason):
+        token_encoder().extract({"ids": ids})
+
+
+def test_an_empty_list_of_token_ids_is_an_empty_text() -> None:
+    assert token_encoder().extract({"ids": []}) == Value(b"")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [

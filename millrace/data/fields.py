@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from millrace.data.columns import Column, Columns, Field, Ragged
+from millrace.data.columns import Column, Columns, Field, Ragged, smallest_unsigned
 from millrace.data.images import pixels
 from millrace.spec import ClassificationTask, LanguageModelTask, Task
 
@@ -85,7 +85,7 @@ class Encoder(Protocol):
 def build_encoder(task: Task) -> Encoder:
     """The encoder of a task."""
     if isinstance(task, LanguageModelTask):
-        return _TextBlocks(task)
+        return _TokenBlocks(task) if task.tokens else _TextBlocks(task)
     return _LabelledNumbers(task) if task.images == "none" else _LabelledImages(task)
 
 
@@ -93,13 +93,9 @@ class _TextBlocks:
     """Texts cut into blocks of a fixed number of bytes; a text's last block is zero-padded."""
 
     def __init__(self, task: LanguageModelTask) -> None:
-        self._text, self._block_bytes = task.text, task.block_bytes
+        self._text = task.text
         self.needs: tuple[str, ...] = (task.text,)
-        self.fields = {
-            "tokens": Field("uint8", (task.block_bytes,)),
-            "length": Field("uint32"),
-            "record": Field("uint64"),
-        }
+        self.fields = {"tokens": Field("uint8", (task.block_bytes,)), **_BLOCK}
 
     def extract(self, record: Record) -> Value:
         text = _required(record, self._text)
@@ -113,22 +109,68 @@ class _TextBlocks:
             raise UnusableRecordError(f"field `{self._text}` is not valid text: {error}") from error
 
     def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
-        size = self._block_bytes
-        counts = [-(-len(value.inputs) // size) for value in values]
-        tokens = np.zeros((sum(counts), size), np.uint8)
-        length = np.full(sum(counts), size, np.uint32)
-        flat, row = tokens.reshape(-1), 0
-        for value, count in zip(values, counts, strict=True):
-            start = row * size
-            flat[start : start + len(value.inputs)] = np.frombuffer(value.inputs, np.uint8)
-            row += count
-            if count:  # an empty text has no last block
-                length[row - 1] = len(value.inputs) - (count - 1) * size
-        return {
-            "tokens": tokens,
-            "length": length,
-            "record": np.repeat(_ids(values), counts),
-        }
+        return _blocks(values, self.fields["tokens"])
+
+
+class _TokenBlocks:
+    """Lists of token ids cut into blocks of a fixed number; the last block is zero-padded."""
+
+    def __init__(self, task: LanguageModelTask) -> None:
+        self._name, self._vocabulary = task.tokens, task.vocabulary
+        self._dtype = smallest_unsigned(task.vocabulary - 1)
+        self.needs: tuple[str, ...] = (task.tokens,)
+        self.fields = {"tokens": Field(self._dtype, (task.block_tokens,)), **_BLOCK}
+
+    def extract(self, record: Record) -> Value:
+        listed = _required(record, self._name)
+        if not isinstance(listed, list):
+            raise UnusableRecordError(
+                f"field `{self._name}` is {type(listed).__name__}, a list of token ids is needed"
+            )
+        if not listed:
+            return Value(b"")
+        wrong = self._refused(listed)
+        if wrong:
+            raise UnusableRecordError(
+                f"field `{self._name}` holds {wrong}, ids are whole numbers from 0 to "
+                f"{self._vocabulary - 1}"
+            )
+        return Value(np.array(listed, self._dtype).tobytes())
+
+    def _refused(self, listed: list[Any]) -> str:
+        """The first entry that is no id of the vocabulary, as it is shown; empty if all are."""
+        try:
+            ids = np.array(listed)
+        except ValueError:  # lists of unequal lengths
+            ids = np.array(listed, object)
+        if ids.ndim == 1 and ids.dtype.kind in "iu":
+            beyond = (ids < 0) | (ids >= self._vocabulary)
+            return str(ids[np.argmax(beyond)]) if beyond.any() else ""
+        others = [each for each in listed if type(each) is not int]
+        return repr(others[0] if others else max(listed))[:40]
+
+    def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
+        return _blocks(values, self.fields["tokens"])
+
+
+_BLOCK = {"length": Field("uint32"), "record": Field("uint64")}
+
+
+def _blocks(values: Sequence[Value], told: Field) -> Columns:
+    """Values cut into blocks as the field says, and how much of each block is theirs."""
+    (size,), dtype = told.shape, np.dtype(told.dtype)
+    lengths = [len(value.inputs) // dtype.itemsize for value in values]
+    counts = [-(-length // size) for length in lengths]
+    tokens = np.zeros((sum(counts), size), dtype)
+    length = np.full(sum(counts), size, np.uint32)
+    flat, row = tokens.reshape(-1), 0
+    for value, num_tokens, count in zip(values, lengths, counts, strict=True):
+        start = row * size
+        flat[start : start + num_tokens] = np.frombuffer(value.inputs, dtype)
+        row += count
+        if count:  # an empty text has no last block
+            length[row - 1] = num_tokens - (count - 1) * size
+    return {"tokens": tokens, "length": length, "record": np.repeat(_ids(values), counts)}
 
 
 class _LabelledNumbers:

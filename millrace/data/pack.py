@@ -31,7 +31,7 @@ from millrace.errors import SourceError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.spec import ClassificationTask
+from millrace.spec import ClassificationTask, LanguageModelTask
 from millrace.storage import FsspecStorage, Storage
 from millrace.telemetry import Progress
 
@@ -144,11 +144,12 @@ def _describe(
     ids: Ids,
     splits: npt.NDArray[np.int8],
 ) -> Manifest:
+    task = job.spec.task
     shards = [shard for unit in packed for shard in unit.facts["shards"]]
     classes = _sorted_classes({name for shard in shards for name in shard["classes"]})
-    if isinstance(job.spec.task, ClassificationTask) and len(classes) < 2:
+    if isinstance(task, ClassificationTask) and len(classes) < 2:
         raise SourceError(
-            f"find the classes in field `{job.spec.task.label}`",
+            f"find the classes in field `{task.label}`",
             f"there is only {classes}",
             "A classification needs two or more: check `task.label`",
         )
@@ -157,7 +158,7 @@ def _describe(
         "format": FORMAT_VERSION,
         "fields": {
             name: [field.dtype, list(field.shape)]
-            for name, field in build_encoder(job.spec.task).fields.items()
+            for name, field in build_encoder(task).fields.items()
         },
         "classes": classes,
         "mean": mean,
@@ -172,6 +173,8 @@ def _describe(
         "source_bytes": source.facts["num_bytes"],
         "shards": shards,
     }
+    if isinstance(task, LanguageModelTask):
+        facts["vocabulary"] = task.vocabulary
     files = tuple(file for unit in packed for file in unit.files)
     inputs = {SOURCE_FILES: source.digest}
     return Manifest(job.pipeline, NOUN, job.key, inputs=inputs, files=files, facts=facts)
