@@ -1,17 +1,22 @@
 # make demo | make test | make check | make ui      (each installs what it needs into .venv)
+# make test-services | make peers | make test-peers (other servers, other libraries)
 PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR := $(CURDIR)/dagster_home
 # torch is pinned to one line of releases; elsewhere in that line pip may pick a CUDA build.
 INSTALLED := .venv/installed
+PEERS := .venv-peers/installed
 
-.PHONY: setup demo test check ui clean
+.PHONY: help setup demo test test-services check ui clean peers test-peers
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    train, evaluate and release a language model, about three minutes on 2 cores'
 	@echo 'make test    run the tests'
+	@echo 'make test-services   run the tests of stores on Azure, GCS and behind nginx; needs npm and nginx'
 	@echo 'make check   lint, types, import rules, spelling'
+	@echo 'make peers   install the libraries that ours is compared and exchanges data with'
+	@echo 'make test-peers   run the tests that need them'
 	@echo 'make ui      open Dagster on http://127.0.0.1:3000'
 
 setup: $(INSTALLED)
@@ -33,6 +38,22 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
+peers: $(PEERS)
+
+$(PEERS): benchmarks/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+test-peers: setup peers
+	$(BIN)/python -m pytest -m peers
+test-services: setup
+	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or newer'; exit 1; }
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { echo 'nginx is missing: apt-get install nginx-light'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,azure,gcs,services]'
+	test -x .venv/npm/node_modules/.bin/azurite-blob || npm install --no-audit --no-fund --prefix .venv/npm azurite@3
+	$(BIN)/python -m pytest -m services -n 2
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +65,4 @@ ui: setup
 	DAGSTER_HOME="$(HOME_DIR)" $(BIN)/dagster dev -m pipelines -h 127.0.0.1 -p 3000
 
 clean:
-	rm -rf .venv dagster_home/store dagster_home/work
+	rm -rf .venv .venv-peers dagster_home/store dagster_home/work

@@ -51,8 +51,34 @@ class Table:
         head = f"| | median, {self.unit} | spread | runs | ratio to ours |"
         return [head, "|---|---|---|---|---|", *rows, ""]
 
+    def told(self) -> Mapping[str, object]:
+        """What the JSON line says."""
+        return {one.name: one.median for one in self.series}
 
-def write(theme: str, tables: Sequence[Table], *, notes: str, packages: str) -> None:
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each contestant met each outcome."""
+
+    unit: str
+    rows: Mapping[str, Mapping[str, int]]
+    """By contestant, ours first, and by outcome: the same ones for all."""
+
+    def to_lines(self) -> list[str]:
+        """The table in Markdown."""
+        outcomes = list(next(iter(self.rows.values())))
+        rows = [
+            f"| {name} | {' | '.join(map(str, row.values()))} |" for name, row in self.rows.items()
+        ]
+        head = f"| {self.unit} | {' | '.join(outcomes)} |"
+        return [head, "|---" * (len(outcomes) + 1) + "|", *rows, ""]
+
+    def told(self) -> Mapping[str, object]:
+        """What the JSON line says."""
+        return self.rows
+
+
+def write(theme: str, tables: Sequence[Table | Counts], *, notes: str, packages: str) -> None:
     """Write results/<theme>_<hardware>_<date>.md and print one JSON line.
 
     Args:
@@ -85,7 +111,7 @@ def write(theme: str, tables: Sequence[Table], *, notes: str, packages: str) -> 
     told: Mapping[str, object] = {
         "theme": theme,
         "file": path.name,
-        **{table.unit: {one.name: one.median for one in table.series} for table in tables},
+        **{table.unit: table.told() for table in tables},
     }
     sys.stdout.write(text + "\n" + json.dumps(told) + "\n")
 

@@ -28,11 +28,13 @@ _STEPS = {
 }
 # What a person types.
 _COMMANDS = {
+    "export": "millrace.export:main",
     "predict": "millrace.predict:main",
     "report": "millrace.report:main",
 }
 USAGE = """usage: python -m millrace predict PIPELINE [--help]     ask a released model
        python -m millrace report PIPELINE [--help]      what was made, how good, at what cost
+       python -m millrace export PIPELINE [--help]      its samples in another format
 """
 
 

@@ -6,6 +6,7 @@ MillraceError
 ├── StorageError        the store cannot be reached or refused
 │   ├── NotFoundError       no such object
 │   ├── ExistsError         a conditional write lost against another writer
+│   ├── DeadlineError       the store did not answer, or not fast enough
 │   ├── CorruptError        bytes do not match the digest their manifest names
 │   └── VersionError        it was written in a newer format than this version reads
 ├── TrainingError       training ran and its outcome cannot be used (NaN, no step)
@@ -59,6 +60,10 @@ class ExistsError(StorageError):
     """A conditional write lost against another writer."""
 
 
+class DeadlineError(StorageError):
+    """The store did not answer, or not fast enough."""
+
+
 class CorruptError(StorageError):
     """Bytes do not match the digest their manifest names."""
 
@@ -86,8 +91,9 @@ class ProcessDiedError(MillraceError):
 _BY_NAME = {
     kind.__name__: kind
     for kind in (
-        SpecError, SourceError, StorageError, NotFoundError, ExistsError, CorruptError,
-        VersionError, TrainingError, GateError, ProcessFailedError, ProcessDiedError,
+        SpecError, SourceError, StorageError, NotFoundError, ExistsError, DeadlineError,
+        CorruptError, VersionError, TrainingError, GateError, ProcessFailedError,
+        ProcessDiedError,
     )
 }  # fmt: skip
 

@@ -104,8 +104,12 @@ def folder(pipeline: str, noun: str, key: str) -> str:
 
 
 def read(storage: Storage, path: str) -> Manifest:
-    """The manifest at `path`."""
-    return Manifest.from_bytes(storage.read(path), path)
+    """The manifest at `path`, fetched again where its seal does not fit."""
+
+    def prove(data: bytes) -> None:
+        Manifest.from_bytes(data, path)
+
+    return Manifest.from_bytes(storage.read(path, prove=prove), path)
 
 
 def find(storage: Storage, pipeline: str, noun: str, key: str) -> Manifest | None:
@@ -151,14 +155,20 @@ def _lacks_files(storage: Storage, manifest: Manifest) -> bool:
 def point(storage: Storage, manifest: Manifest) -> None:
     """Make this the current one of its pipeline and noun."""
     pointer = {"manifest": manifest.path, "digest": manifest.digest}
-    storage.write(_pointer(manifest.pipeline, manifest.noun), json.dumps(pointer).encode())
+    sealed = json.dumps(pointer | {"seal": digest(pointer)}).encode()
+    storage.write(_pointer(manifest.pipeline, manifest.noun), sealed)
 
 
 def current(storage: Storage, pipeline: str, noun: str) -> Manifest:
     """The current one; NotFoundError if the pipeline has none yet."""
     path = _pointer(pipeline, noun)
+    name = f"{storage.url}/{path}"
+
+    def prove(data: bytes) -> None:
+        _target(data, name)
+
     try:
-        data = storage.read(path)
+        target, told = _target(storage.read(path, prove=prove), name)
     except NotFoundError as error:
         raise NotFoundError(
             f"find the current {noun} of {pipeline} in {storage.url}",
@@ -166,19 +176,35 @@ def current(storage: Storage, pipeline: str, noun: str) -> Manifest:
             f"Materialize {pipeline}/{noun} first",
         ) from error
     try:
-        target = str(json.loads(data)["manifest"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"read the pointer {storage.url}/{path}", f"it is no pointer of ours ({error})", _DELETE
-        ) from error
-    try:
-        return read(storage, target)
+        made = read(storage, target)
     except NotFoundError as error:
         raise NotFoundError(
             f"find the current {noun} of {pipeline} in {storage.url}",
             f"{target} is gone",
             f"Materialize {pipeline}/{noun} again",
         ) from error
+    if made.digest != told:
+        raise CorruptError(
+            f"read {storage.url}/{target} (digest {told})", f"its digest is {made.digest}", _DELETE
+        )
+    return made
+
+
+def _target(data: bytes, name: str) -> tuple[str, str]:
+    """Path and digest of the manifest that a pointer names; CorruptError if its seal is broken."""
+    try:
+        pointer = json.loads(data)
+        told, found = pointer.pop("seal"), digest(pointer)
+        target = str(pointer["manifest"]), str(pointer["digest"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(
+            f"read the pointer {name}", f"it is no pointer of ours ({error})", _DELETE
+        ) from error
+    if told != found:
+        raise CorruptError(
+            f"read the pointer {name} (sealed {told})", f"its content hashes to {found}", _DELETE
+        )
+    return target
 
 
 def _pointer(pipeline: str, noun: str) -> str:

@@ -67,8 +67,11 @@ class SourceSpec(Frozen):
     into the environment."""
     exclude: tuple[str, ...] = ()
     """Globs of paths to leave out, matched against the path below the url's fixed part."""
-    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta"] = "auto"
-    """`auto` goes by the extension; compression (gz, zst) is told by the first bytes."""
+    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta", "webdataset"] = (
+        "auto"
+    )
+    """`auto` goes by the extension (`webdataset` is tar); compression (gz, zst) is told by the
+    first bytes."""
     records: Literal["line", "file"] = "line"
     """Text only: whether a line (ended by LF) or a whole file is one record; empty ones are
     none."""

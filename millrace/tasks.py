@@ -55,8 +55,8 @@ class ClassificationTask(Frozen):
     label: str = "label"
     """The record's field that holds the class; an image's label is its folder's name."""
     inputs: tuple[str, ...] = ()
-    """The record's numeric fields; empty means all but the label in the natural order of their
-    names (`x2` before `x10`), whatever their order in the file."""
+    """The record's fields of numbers, or of arrays of numbers; empty means all but the label in the
+    natural order of their names (`x2` before `x10`), whatever their order in the file."""
     images: Literal["none", "pixels", "coded"] = "none"
     """For records that are image files or have a field `image`: store their `pixels` (fast to read,
     large), or JPEG and PNG as they came, `coded` (small, decoded when read). `none`: numbers."""

@@ -6,7 +6,10 @@ from millrace.storage import FsspecStorage
 
 
 class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's own idiom
-    """A local folder, `s3://`, `gs://` or `abfs://`; keys come from the environment."""
+    """A local folder, `s3://`, `gs://` or `abfs://`, or `https://` to read from.
+
+    Keys come from the environment: docs/stores.md says which variables, and what is tested.
+    """
 
     url: str
 

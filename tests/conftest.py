@@ -8,38 +8,35 @@ from typing import Any
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from s3fs import S3FileSystem
 
 from millrace.job import Job
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 
-pytest_plugins = ("tests.engine_fixtures",)
+pytest_plugins = (
+    "tests.engine_fixtures",
+    "tests.fault_fixtures",
+    "tests.peer_fixtures",
+    "tests.services.azurite",
+    "tests.services.gcs",
+    "tests.services.swift",
+)
 
-BUCKET = "millrace-test"
-STORES = ("local", "memory", "s3")
+STORES = (
+    "local",
+    "memory",
+    "s3",
+    pytest.param("azure", marks=pytest.mark.services),
+    pytest.param("gcs", marks=pytest.mark.services),
+)
 
 
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """A bucket on an S3-API server on loopback, named by the environment as a user's would be."""
-    # Imported here: it costs a second that only the tests on S3 should pay.
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is fetched from remote stores is kept in a folder of this test process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        # s3fs keeps instances, and with them the endpoint they were made for.
-        S3FileSystem.clear_instance_cache()
-        S3FileSystem().mkdir(BUCKET)
-        yield f"s3://{BUCKET}"
-        S3FileSystem.clear_instance_cache()
-        server.stop()
+        patch.setenv("MILLRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(params=STORES)
@@ -49,7 +46,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "store")
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
-    return f"{request.getfixturevalue('s3_url')}/{uuid.uuid4().hex}"
+    return f"{request.getfixturevalue(f'{request.param}_url')}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -36,7 +37,7 @@ POINTS = [
 S3 = StoragePrice(usd_per_gib_month=0.023, usd_per_1000_reads=0.0004, months_kept=6)
 LINK = Link(100e6, 100e6, 0.02)
 LOCAL = Link(5e9, 1e9, 3e-5)
-LIFE = Life(1000 * GIB, 0.8, 1, 64 * MIB, S3, usd_per_hour=0.08, num_cores=4)
+LIFE = Life(1000 * GIB, 0.8, 1, 64 * MIB, S3, cache_bytes=0, usd_per_hour=0.08, num_cores=4)
 
 speeds = st.floats(1e5, 1e10)
 points = st.builds(
@@ -63,6 +64,7 @@ lives = st.builds(
     st.floats(1, 1e5),
     st.just(64 * MIB),
     prices,
+    st.sampled_from([0, 16 * GIB, 2**50]),
     st.floats(0, 100),
     st.integers(1, 64),
 )
@@ -103,8 +105,12 @@ def test_more_reads_never_make_a_read_of_the_cheapest_point_dearer(
     grid: list[Point], life: Life, link: Link, factor: float
 ) -> None:
     def per_read(point: Point) -> float:
-        bill = make_bill(point, life, link)
-        return (bill.transfer + bill.requests + bill.decode + bill.wait) / life.reads
+        more = make_bill(point, replace(life, reads=2 * life.reads), link)
+        once = make_bill(point, life, link)
+        return math.fsum(
+            asdict(more)[what] - asdict(once)[what]
+            for what in ("transfer", "requests", "decode", "wait")
+        )
 
     before = cheapest(grid, life, link)
     after = cheapest(grid, replace(life, reads=life.reads * factor), link)
@@ -186,12 +192,18 @@ def test_the_default_is_left_only_for_five_percent_and_a_cent(
     assert ("the default" in choice.reason) == (level == 3)
 
 
-def test_of_points_as_cheap_the_one_that_encodes_fastest_is_taken() -> None:
-    grid = [POINTS[1], Point(9, MIB, 4.0, 70e6, 1200e6), Point(19, MIB, 4.04, 3e6, 1200e6)]
+def test_of_points_as_cheap_the_lowest_level_is_taken_at_the_usual_frame_size() -> None:
+    grid = [
+        POINTS[1],
+        Point(9, 4 * MIB, 4.01, 80e6, 1200e6),
+        Point(9, MIB, 4.0, 70e6, 1200e6),
+        Point(19, MIB, 4.04, 3e6, 1200e6),
+    ]
     life = replace(LIFE, usd_per_hour=0)
 
     assert cheapest(grid, life, LINK).level == 19
-    assert decide(grid, DEFAULT, life, LINK).point.level == 9
+    assert decide(grid, DEFAULT, life, LINK).point == grid[2]
+    assert decide(grid[:2] + grid[3:], DEFAULT, life, LINK).point == grid[1]
 
 
 def test_where_all_is_free_the_default_stays() -> None:
@@ -203,7 +215,10 @@ def test_where_all_is_free_the_default_stays() -> None:
     assert choice.reason.startswith("level 3, 1 MiB, the default: $0.00 in all for 1 read")
 
 
-def test_a_bill_adds_up_what_its_docstring_says() -> None:
+@pytest.mark.parametrize(
+    ("cache_bytes", "num_fetches"), [(0, 10), (GIB // 4 - 1, 10), (GIB // 4, 1)]
+)
+def test_a_bill_adds_up_what_its_docstring_says(cache_bytes: int, num_fetches: int) -> None:
     price = StoragePrice(
         usd_per_gib_month=2,
         usd_per_gib_read=3,
@@ -211,21 +226,23 @@ def test_a_bill_adds_up_what_its_docstring_says() -> None:
         usd_per_1000_writes=5,
         months_kept=7,
     )
-    life = Life(GIB, 0.5, 10, 64 * MIB, price, usd_per_hour=3600, num_cores=2)
+    life = Life(
+        GIB, 0.5, 10, 64 * MIB, price, cache_bytes=cache_bytes, usd_per_hour=3600, num_cores=2
+    )
     point = Point(3, MIB, ratio=2, encode_bytes_per_second=GIB / 8, decode_bytes_per_second=GIB)
 
     bill = make_bill(point, life, Link(GIB / 4, GIB, 0.001))
 
-    # 5 GiB are read raw, 2.5 GiB stored, by 5120 requests; a core costs $0.50 a second.
+    # A fetch takes 512 MiB raw, 256 MiB stored, by 128 requests; a core costs $0.50 a second.
     assert asdict(bill) == pytest.approx(
         {
             "encode": 8 * 0.5,
             "storage": 0.5 * 2 * 7,
             "writes": 16 / 1000 * 5,
-            "transfer": 2.5 * 3,
-            "requests": 5.12 * 4,
-            "decode": 5 * 0.5,
-            "wait": (2.5 * 4 + 5120 * 0.001 / 2) - 5 / 2,
+            "transfer": num_fetches * 0.25 * 3,
+            "requests": num_fetches * 0.128 * 4,
+            "decode": 10 * 0.5 * 0.5,
+            "wait": num_fetches * (0.25 * 4 + 128 * 0.001 / 2 - 0.5 / 2),
         }
     )
     assert bill.total == pytest.approx(sum(asdict(bill).values()))

@@ -115,6 +115,17 @@ def test_a_record_without_usable_token_ids_says_why(ids: Any, reason: str) -> No
         token_encoder().extract({"ids": ids})
 
 
+def test_token_ids_may_come_as_an_array() -> None:
+    encoder = token_encoder()
+
+    found = encoder.extract({"ids": np.array([3, 999], np.int64)})
+
+    assert found == encoder.extract({"ids": [3, 999]})
+    assert encoder.extract({"ids": np.zeros(0)}) == Value(b"")
+    with pytest.raises(UnusableRecordError, match=r"field `ids` holds 1\.0"):
+        encoder.extract({"ids": np.array([1.0, 2.5])})
+
+
 def test_an_empty_list_of_token_ids_is_an_empty_text() -> None:
     assert token_encoder().extract({"ids": []}) == Value(b"")
 
@@ -243,7 +254,6 @@ def test_a_damaged_image_is_unusable_and_nothing_worse(images: str) -> None:
         ({"label": "x"}, "no field `image`; the record has label"),
         ({"image": None, "label": "x"}, "field `image` is null"),
         ({"image": "a.png", "label": "x"}, "field `image` is str, an image's bytes are needed"),
-        ({"image": {"path": "a"}, "label": "x"}, "no field `bytes`; the record has path"),
         ({"image": b"a.png", "label": "x"}, "not a readable image"),
         ({"image": b"a.png"}, "no field `label`"),
     ],
@@ -251,16 +261,6 @@ def test_a_damaged_image_is_unusable_and_nothing_worse(images: str) -> None:
 def test_a_record_without_a_usable_image_says_why(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnusableRecordError, match=reason):
         image_encoder(3, 2, 2).extract(record)
-
-
-def test_images_of_parquet_files_are_found_in_their_struct() -> None:
-    data = png((2, 2), color=7)
-    encoder = image_encoder(3, 2, 2)
-
-    held = encoder.extract({"image": {"bytes": data, "path": "a.png"}, "label": 1})
-
-    assert held == encoder.extract({"image": data, "label": 1})
-    assert encoder.needs == ("label", "image")
 
 
 def test_an_image_among_numbers_says_what_to_set() -> None:

@@ -136,8 +136,8 @@ def test_the_order_stays_what_it_was() -> None:
 
 
 GOLDEN = [
-    [(1, 1), (1, 0), (0, 1), (0, 0), (0, 2), (2, 1), (2, 0)],
-    [(2, 2), (3, 0), (3, 2), (3, 3), (2, 3), (3, 4), (3, 1)],
+    [(0, 0), (0, 2), (0, 1), (1, 0), (1, 1), (2, 1), (2, 0)],
+    [(2, 2), (3, 1), (3, 3), (3, 2), (3, 0), (3, 4), (2, 3)],
 ]
 GOLDEN_PERMUTED = [735, 931, 326, 578, 35, 878, 786, 935]
 
@@ -156,7 +156,8 @@ def test_chunks_are_runs_of_frames_of_one_shard(sizes: list[int], data: st.DataO
 
 
 @pytest.mark.parametrize(
-    ("batch", "chunks", "expected"), [(256, 99, 8), (4, 99, 4), (12, 99, 4), (7, 99, 1), (64, 3, 2)]
+    ("batch", "chunks", "expected"),
+    [(256, 99, 8), (4, 99, 4), (12, 99, 4), (7, 99, 1), (64, 17, 2), (64, 1, 1)],
 )
 def test_a_batch_is_taken_from_lanes_that_divide_it(batch: int, chunks: int, expected: int) -> None:
     assert num_lanes(batch, chunks) == expected

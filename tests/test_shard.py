@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from millrace.data import codec
 from millrace.data.columns import Columns, Field, Ragged, cut, equal, join
 from millrace.data.shard import Layout, Shard, ShardReader, ShardWriter, frame_ends
+from millrace.deadline import Patience
 from millrace.errors import CorruptError, StorageError
 from millrace.storage import FsspecStorage
 
@@ -70,9 +71,7 @@ def assert_equal(found: Columns, expected: Columns) -> None:
 
 @pytest.fixture
 def local(tmp_path: Path) -> FsspecStorage:
-    storage = FsspecStorage(str(tmp_path))
-    storage.attempts = 1
-    return storage
+    return FsspecStorage(str(tmp_path), Patience(attempts=1))
 
 
 def test_a_shard_reads_back_frame_by_frame(storage: FsspecStorage) -> None:

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 
 from millrace.cost import StoragePrice
 from millrace.data.frontier import IN_FLIGHT, Link, Point
+from millrace.data.order import CHUNK_BYTES
 from millrace.spec import PipelineSpec
 
 DEFAULT_LEVEL, DEFAULT_FRAME_BYTES = 3, 2**20
 LEAST_SHARE, LEAST_USD = 0.05, 0.01  # of saving, both, before the default is left
-NEAR_SHARE = 0.02  # bills this near to the lowest are as good: the faster one to encode is taken
-REQUEST_BYTES = 1  # raw, the least that the stream asks for at once: it reads each frame alone
+NEAR_SHARE = 0.02  # bills this near to the lowest are as good: the lowest level is taken
 # Of the steps of a full trial, what a trial takes on average when the better third passes each of
 # two rungs at a ninth and a third: 1/9 + 1/3 * 2/9 + 1/9 * 2/3.
 STEPS_SHARE_OF_A_TRIAL = 7 / 27
@@ -31,6 +31,8 @@ class Life:
     shard_bytes: int
     """Raw bytes in a shard: an object that is written."""
     storage: StoragePrice
+    cache_bytes: int
+    """What this machine keeps of a remote store: what fits is fetched once; 0 keeps nothing."""
     usd_per_hour: float
     """Of the machine."""
     num_cores: int
@@ -80,22 +82,28 @@ def num_samples_taken(spec: PipelineSpec) -> float:
 def make_bill(point: Point, life: Life, link: Link) -> Bill:
     """What the shards cost at this point, in US dollars.
 
-    With core = usd_per_hour / 3600 / cores (dollars per CPU second), stored = raw / ratio (bytes)
-    and, for each of the reads, over the train split's share of the bytes:
+    With core = usd_per_hour / 3600 / cores (dollars per CPU second), stored = raw / ratio (bytes):
 
         encode    raw / encode speed * core
         storage   stored / GiB * usd_per_gib_month * months_kept
         writes    raw / shard_bytes / 1000 * usd_per_1000_writes
-        transfer  stored / GiB * usd_per_gib_read
-        requests  raw / frame_bytes / 1000 * usd_per_1000_reads
+
+    for each read, of the train split's share of the bytes:
+
         decode    raw / decode speed * core
+
+    and for each fetch, one where that share fits into the cache, else as many as reads:
+
+        transfer  stored / GiB * usd_per_gib_read
+        requests  raw / bytes of a chunk (or of a larger frame) / 1000 * usd_per_1000_reads
         wait      seconds that the link takes longer than all cores need to decode, times the
                   machine's price: link = stored / bandwidth + requests * request_seconds / 2 in
                   flight. As if the training itself took no time, so an upper bound.
     """
     core_usd = life.usd_per_hour / 3600 / life.num_cores
-    read_bytes = life.raw_bytes * life.train_share * life.reads
-    num_requests = read_bytes / max(point.frame_bytes, REQUEST_BYTES)
+    read_bytes = life.raw_bytes * life.train_share
+    num_fetches = 1.0 if read_bytes / point.ratio <= life.cache_bytes else life.reads
+    num_requests = read_bytes / max(point.frame_bytes, CHUNK_BYTES)
     decode_seconds = read_bytes / point.decode_bytes_per_second
     link_seconds = (
         read_bytes / point.ratio / link.read_bytes_per_second
@@ -103,14 +111,15 @@ def make_bill(point: Point, life: Life, link: Link) -> Bill:
     )
     wait_seconds = max(0.0, link_seconds - decode_seconds / life.num_cores)
     price = life.storage
+    fetched_gib = num_fetches * read_bytes / point.ratio / _GIB
     return Bill(
         encode=life.raw_bytes / point.encode_bytes_per_second * core_usd,
         storage=life.raw_bytes / point.ratio / _GIB * price.usd_per_gib_month * price.months_kept,
         writes=life.raw_bytes / life.shard_bytes / 1000 * price.usd_per_1000_writes,
-        transfer=read_bytes / point.ratio / _GIB * price.usd_per_gib_read,
-        requests=num_requests / 1000 * price.usd_per_1000_reads,
-        decode=decode_seconds * core_usd,
-        wait=wait_seconds / 3600 * life.usd_per_hour,
+        transfer=fetched_gib * price.usd_per_gib_read,
+        requests=num_fetches * num_requests / 1000 * price.usd_per_1000_reads,
+        decode=life.reads * decode_seconds * core_usd,
+        wait=num_fetches * wait_seconds / 3600 * life.usd_per_hour,
     )
 
 
@@ -133,7 +142,8 @@ def decide(points: Sequence[Point], default: tuple[int, int], life: Life, link: 
 
     Less than 5 % or less than a cent in all is no reason: measurements wobble by as much, and
     data sets too small to matter get the same shards on every machine and store. For the same
-    reason, of points within 2 % of the cheapest the one that encodes fastest is taken.
+    reason, of points within 2 % of the cheapest the lowest level is taken, which encodes fastest,
+    and of its frame sizes the default one, or else the cheapest.
     """
     usual = next(point for point in points if (point.level, point.frame_bytes) == default)
     best = cheapest(points, life, link)
@@ -142,7 +152,14 @@ def decide(points: Sequence[Point], default: tuple[int, int], life: Life, link: 
     limit = min(most, (1 + NEAR_SHARE) * best_bill.total)
     near = [point for point in points if make_bill(point, life, link).total <= limit]
     if near and best != usual:
-        chosen = max(near, key=lambda point: point.encode_bytes_per_second)
+        chosen = min(
+            near,
+            key=lambda point: (
+                point.level,
+                point.frame_bytes != usual.frame_bytes,
+                make_bill(point, life, link).total,
+            ),
+        )
         bill = make_bill(chosen, life, link)
         told = f"against {usd(usual_bill.total)} at {name(usual)}: {_parts(bill, usual_bill)}"
         return Choice(chosen, bill, f"{name(chosen)}: {_reads(bill, life)} {told}")

@@ -132,13 +132,13 @@ class ChunkCache:
 
 
 def _read_file(path: Path, start: int, end: int | None) -> bytes | None:
-    """Bytes [start, end) of a file that is marked as used now; None if there is none."""
+    """Bytes [start, end) of a file that is marked as used now; None if it cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:
             os.utime(file.fileno())
             size = os.fstat(file.fileno()).st_size
             return os.pread(file.fileno(), (size if end is None else end) - start, start)
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from millrace.data.columns import Column, Columns, Field, Ragged, smallest_unsigned
+from millrace.data.columns import Array, Column, Columns, Field, Ragged, smallest_unsigned
 from millrace.data.images import pixels
 from millrace.spec import ClassificationTask, LanguageModelTask, Task
 
@@ -123,11 +123,11 @@ class _TokenBlocks:
 
     def extract(self, record: Record) -> Value:
         listed = _required(record, self._name)
-        if not isinstance(listed, list):
+        if not isinstance(listed, list | np.ndarray):  # Parquet's lists come as arrays
             raise UnusableRecordError(
                 f"field `{self._name}` is {type(listed).__name__}, a list of token ids is needed"
             )
-        if not listed:
+        if not len(listed):
             return Value(b"")
         wrong = self._refused(listed)
         if wrong:
@@ -137,7 +137,7 @@ class _TokenBlocks:
             )
         return Value(np.array(listed, self._dtype).tobytes())
 
-    def _refused(self, listed: list[Any]) -> str:
+    def _refused(self, listed: list[Any] | Array) -> str:
         """The first entry that is no id of the vocabulary, as it is shown; empty if all are."""
         try:
             ids = np.array(listed)
@@ -146,8 +146,9 @@ class _TokenBlocks:
         if ids.ndim == 1 and ids.dtype.kind in "iu":
             beyond = (ids < 0) | (ids >= self._vocabulary)
             return str(ids[np.argmax(beyond)]) if beyond.any() else ""
-        others = [each for each in listed if type(each) is not int]
-        return repr(others[0] if others else max(listed))[:40]
+        entries = listed.tolist() if isinstance(listed, np.ndarray) else listed
+        others = [each for each in entries if type(each) is not int]
+        return repr(others[0] if others else max(entries))[:40]
 
     def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
         return _blocks(values, self.fields["tokens"])
@@ -187,16 +188,21 @@ class _LabelledNumbers:
             raise UnusableRecordError("it is an image: set `task.images: pixels` (or `coded`)")
         names = self._task.inputs or _all_but(self._task.label, tuple(record))
         with np.errstate(over="ignore"):  # too large a number becomes infinite and is refused
-            numbers = np.array([_number(record, name) for name in names], np.float32)
+            parts = [_numbers(record, name) for name in names]
+            numbers = _flat(parts)
         if numbers.size != math.prod(self._task.shape):
             raise UnusableRecordError(
                 f"{numbers.size} inputs do not fill the shape {list(self._task.shape)}"
             )
         if not np.isfinite(numbers).all():
-            name = names[int(np.argmin(np.isfinite(numbers)))]
-            raise UnusableRecordError(
-                f"field `{name}` is {record[name]}, a finite number is needed"
-            )
+            with np.errstate(over="ignore"):
+                name = next(
+                    name
+                    for name, part in zip(names, parts, strict=True)
+                    if not np.isfinite(_flat([part])).all()
+                )
+            shown = " ".join(str(record[name]).split())[:40]
+            raise UnusableRecordError(f"field `{name}` is {shown}, a finite number is needed")
         return Value(numbers.tobytes(), label)
 
     def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
@@ -217,8 +223,6 @@ class _LabelledImages:
     def extract(self, record: Record) -> Value:
         label = _label(record, self._task.label)
         data = _required(record, IMAGE)
-        if isinstance(data, Mapping):  # as Parquet files of Hugging Face hold it
-            data = _required(data, "bytes")
         if not isinstance(data, bytes):
             raise UnusableRecordError(
                 f"field `{IMAGE}` is {type(data).__name__}, an image's bytes are needed"
@@ -266,13 +270,24 @@ def _required(record: Record, name: str) -> Any:
     return record[name]
 
 
-def _number(record: Record, name: str) -> float:
+def _numbers(record: Record, name: str) -> float | Array:
+    """A field's number, or the numbers of its array in their order."""
     value = _required(record, name)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise UnusableRecordError(f"field `{name}` is of {value.dtype}, a number is needed")
+        return value.reshape(-1)
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         shown = repr(value)[:40]
         raise UnusableRecordError(f"field `{name}` is {shown}, a number is needed") from error
+
+
+def _flat(parts: Sequence[float | Array]) -> npt.NDArray[np.float32]:
+    if any(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate([np.atleast_1d(part) for part in parts]).astype(np.float32)
+    return np.array(parts, np.float32)
 
 
 @lru_cache(maxsize=16)

@@ -29,11 +29,13 @@ from millrace.data.bill import (
     num_samples_taken,
     size_in_words,
 )
+from millrace.data.cache import ChunkCache, is_remote
 from millrace.data.columns import Columns, cut, num_rows, size
 from millrace.data.fields import LabelIndex, Value, build_encoder
 from millrace.data.ingest import READERS, listed_file, read_values
 from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
+from millrace.data.shard import Layout
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -52,15 +54,14 @@ RUNS, FILES_PER_RUN = 8, 32
 class ChosenLayout:
     """How samples are laid out in shards, and what led to it."""
 
-    level: int
-    frame_bytes: int
+    layout: Layout
     measured: Mapping[str, Any] = field(default_factory=dict)
     """The reason and, where it was measured, the numbers; differs from machine to machine."""
 
     @property
     def facts(self) -> dict[str, int]:
-        """What a manifest says of it."""
-        return {"level": self.level, "frame_bytes": self.frame_bytes}
+        """What was chosen, for a manifest."""
+        return {"level": self.layout.level, "frame_bytes": self.layout.frame_bytes}
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,17 @@ def choose_layout(
     spec = job.spec.shards
     if not isinstance(spec.level, str) and not isinstance(spec.frame_bytes, str):
         told = f"level {spec.level}, {size_in_words(spec.frame_bytes)}: as the spec says"
-        return ChosenLayout(spec.level, spec.frame_bytes, {"reason": told})
+        return ChosenLayout(
+            Layout(spec.level, spec.frame_bytes, spec.shard_bytes), {"reason": told}
+        )
     key = layout_key(job, source)
     made = manifests.find(storage, job.pipeline, NOUN, key)
     if made is None:
         start = time.perf_counter()
         sample = read_sample(job, source)
         if sample is None:
-            default = _default(spec)
-            return ChosenLayout(*default, {"reason": "the default: no record could be sampled"})
+            told = "the default: no record could be sampled"
+            return ChosenLayout(Layout(*_default(spec), spec.shard_bytes), {"reason": told})
         facts, measured = _measure(
             storage, job, sample, num_records=num_records, num_train=num_train
         )
@@ -111,7 +114,7 @@ def choose_layout(
         )
         made = manifests.publish(storage, made)
         log(f"shards at {made.measured['reason']}")
-    return ChosenLayout(**made.facts, measured=made.measured)
+    return ChosenLayout(Layout(**made.facts, shard_bytes=spec.shard_bytes), made.measured)
 
 
 def layout_key(job: Job, source: Manifest) -> str:
@@ -157,6 +160,7 @@ def _measure(
         reads=expected_reads(job.spec, num_train * sample.samples_per_record),
         shard_bytes=spec.shard_bytes,
         storage=job.storage_price,
+        cache_bytes=ChunkCache.from_environment().budget_bytes if is_remote(job.store) else 0,
         usd_per_hour=job.usd_per_hour,
         num_cores=os.cpu_count() or 1,
     )

@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from millrace.deadline import Patience, persist
 from millrace.errors import SourceError
 from millrace.filesystem import open_filesystem
 from millrace.frozen import digest
+from millrace.objects import agreed, run
 from millrace.spec import SourceSpec
 
 _GLOB = frozenset("*?[")
+PATIENCE = Patience(attempts=3, attempt_seconds=120.0, total_seconds=300.0)
+"""With remote places: S3 lists 1,000 objects in about 0.1 s, and a source may have millions."""
 # What stores call the mark that changes when an object's bytes do.
 _VERSION_KEYS = (
     "ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "created",
@@ -49,7 +54,11 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
     asked = f"list the source {source.url}"
     try:
         filesystem, root_path = open_filesystem(root)
-        found = dict(_walk(filesystem, root_path, pattern))
+        if isinstance(filesystem, AsyncFileSystem):
+            files = _list_remote(filesystem, root_path, pattern)
+        else:
+            found = _walk(filesystem, root_path, pattern)
+            files = [_describe(filesystem, root_path, *one) for one in found]
         if isinstance(filesystem, LocalFileSystem) and (not pattern or "**" in pattern):
             _refuse_unreadable(root_path, source)
     except FileNotFoundError as error:
@@ -61,15 +70,6 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
             f"{type(error).__name__}: {error}",
             "Check the url, its credentials and permissions",
         ) from error
-    files = [
-        SourceFile(
-            path=_below(path, root_path),
-            url=filesystem.unstrip_protocol(path),
-            num_bytes=int(info["size"]),
-            fingerprint=_fingerprint(info),
-        )
-        for path, info in found.items()
-    ]
     kept = sorted((file for file in files if _is_wanted(file.path, source)), key=lambda f: f.path)
     if not kept:
         left_out = f" ({len(files)} are hidden or left out by `exclude`)" if files else ""
@@ -120,8 +120,7 @@ def _package_folder(name: str) -> str:
 
 
 def _walk(filesystem: Any, root: str, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    is_local = isinstance(filesystem, LocalFileSystem)
-    if is_local or not pattern:
+    if isinstance(filesystem, LocalFileSystem) or not pattern:
         filesystem.info(root)  # a missing root is an error here, not an empty answer
     if pattern:
         found = filesystem.glob(f"{root.rstrip('/')}/{pattern}", detail=True)
@@ -132,6 +131,32 @@ def _walk(filesystem: Any, root: str, pattern: str) -> Iterator[tuple[str, dict[
             yield path, info
         elif info.get("islink") and filesystem.isfile(path):
             yield path, filesystem.info(path)  # of what the link leads to
+
+
+def _list_remote(filesystem: Any, root: str, pattern: str) -> list[SourceFile]:
+    async def listed() -> dict[str, SourceFile]:
+        if pattern:
+            found = await filesystem._glob(f"{root.rstrip('/')}/{pattern}", detail=True)
+        else:
+            await filesystem._info(root)  # a missing root is an error here, not an empty answer
+            found = await filesystem._find(root, detail=True)
+        return {
+            path: _describe(filesystem, root, path, info)
+            for path, info in found.items()
+            if info["type"] == "file"
+        }
+
+    found = persist(lambda seconds: run(filesystem, lambda: agreed(listed), seconds), PATIENCE)
+    return list(found.values())
+
+
+def _describe(filesystem: Any, root: str, path: str, info: dict[str, Any]) -> SourceFile:
+    return SourceFile(
+        path=_below(path, root),
+        url=filesystem.unstrip_protocol(path),
+        num_bytes=int(info["size"]),
+        fingerprint=_fingerprint(info),
+    )
 
 
 def _refuse_unreadable(root: str, source: SourceSpec) -> None:

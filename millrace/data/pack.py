@@ -8,7 +8,7 @@ all units' shards --> manifest
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from millrace.data.codec import FORMAT_VERSION
 from millrace.data.fields import build_encoder
 from millrace.data.ingest import NOUN as SOURCE_FILES
 from millrace.data.ingest import READERS, Ids, listed_file, load_ids
-from millrace.data.layout import ChosenLayout, choose_layout
+from millrace.data.layout import choose_layout
 from millrace.data.shard import Layout
 from millrace.data.splits import SPLITS, Kept, count_overlap, draw_splits, first_of_each
 from millrace.data.statistics import mean_and_deviation
@@ -73,14 +73,14 @@ def pack(job: Job) -> Manifest:
     splits = draw_splits(ids[:, 0], job.spec.split)
     _refuse_empty_split(job, splits[kept])
     num_train = int((splits[kept] == 0).sum())
-    layout = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
-    units = _plan(job, source, ids, kept, layout)
+    chosen = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
+    units = _plan(job, source, ids, kept, chosen.layout)
     packed = _pack_units(storage, job, units)
     made = _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
     return replace(
         made,
-        facts={**made.facts, "layout": layout.facts},
-        measured={"layout": layout.measured},
+        facts={**made.facts, "layout": chosen.facts},
+        measured={"layout": chosen.measured},
     )
 
 
@@ -105,11 +105,10 @@ def _pack_units(storage: Storage, job: Job, units: Sequence[Unit]) -> list[Manif
     return [made[unit.key] for unit in units]
 
 
-def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: ChosenLayout) -> list[Unit]:
+def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> list[Unit]:
     spec, entries = job.spec, source.facts["files"]
-    shards = spec.shards.model_dump() | layout.facts
+    shards = spec.shards.model_dump() | asdict(layout)
     recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
-    shape = Layout(layout.level, layout.frame_bytes, spec.shards.shard_bytes)
     units = []
     for indices in cut_units(entries, spec.shards.unit_bytes):
         start, stop = entries[indices[0]]["records"][0], entries[indices[-1]]["records"][1]
@@ -120,7 +119,7 @@ def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: ChosenLayout
             hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
         )
         files = tuple(listed_file(job, source, i) for i in indices)
-        units.append(Unit(key, files, ids[start:stop], mask, shape))
+        units.append(Unit(key, files, ids[start:stop], mask, layout))
     return units
 
 

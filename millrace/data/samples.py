@@ -1,11 +1,11 @@
 """The samples of one split of a pipeline's shards: frames, read and proven as they are asked for.
 
 frame --> its chunk in the local cache? --> else fetched in one range read, kept
-      --> decoded and proven --> damaged? --> fetched once more, then an error
+      --> decoded and proven --> damaged? --> fetched again, twice at the most
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +20,8 @@ from millrace.manifest import Manifest
 from millrace.storage import Storage
 
 THREADS = 2
+ATTEMPTS = 3
+"""A bit that was flipped on the way heals by fetching it again; one on the store does not."""
 FETCHES = 16
 """Range reads in flight: with 50 ms of latency 1, 8 and 32 gave 4, 26 and 52 MiB/s."""
 
@@ -55,7 +57,9 @@ class Samples:
             name: Field(dtype, tuple(shape)) for name, (dtype, shape) in facts["fields"].items()
         }
         self._reader = ShardReader(storage, stored)
-        self.fields = stored | ({"label": Field("int64")} if "label" in stored else {})
+        self.fields: Mapping[str, Field] = stored | (
+            {"label": Field("int64")} if "label" in stored else {}
+        )
         self._shards = [
             Shard.from_dict(value) for value in facts["shards"] if value["split"] == split
         ]
@@ -97,16 +101,19 @@ class Samples:
         """The columns of a frame, labels as numbers into the data set's classes.
 
         Raises:
-            CorruptError: It is damaged, also when fetched a second time.
+            CorruptError: It is damaged, however often it is fetched.
         """
         shard_number = int(np.searchsorted(self._shard_starts, number, side="right")) - 1
         shard, index = self._shards[shard_number], number - int(self._shard_starts[shard_number])
-        try:
-            columns = self._reader.decode(shard, index, self._compressed(number, shard))
-        except CorruptError:
-            if self._cache:
-                self._cache.drop(self._chunk_name(self._chunk_of(number)))
-            columns = self._reader.decode(shard, index, self._compressed(number, shard))
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                columns = self._reader.decode(shard, index, self._compressed(number, shard))
+                break
+            except CorruptError:
+                if attempt == ATTEMPTS:
+                    raise
+                if self._cache:
+                    self._cache.drop(self._chunk_name(self._chunk_of(number)))
         if "label" in columns:
             columns["label"] = self._classes[shard_number][columns["label"]]
         return columns

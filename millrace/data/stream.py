@@ -7,7 +7,7 @@ Nothing here decides an order: `order.py` does. A stream's state is its step.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,7 +30,7 @@ GROUPS_FETCHED = 6
 class Frames(Protocol):
     """A data set that can be streamed, frame by frame. Arrays are int64, an entry a frame."""
 
-    fields: dict[str, Field]
+    fields: Mapping[str, Field]
     samples_per_frame: Indices
     frame_bytes: Indices
     """Decoded bytes of each frame."""
@@ -336,7 +336,7 @@ class _Lane:
 class _Batch:
     """A batch while samples are added to it."""
 
-    def __init__(self, fields: dict[str, Field], size: int) -> None:
+    def __init__(self, fields: Mapping[str, Field], size: int) -> None:
         self._arrays = {
             name: np.empty((size, *told.shape), told.dtype)
             for name, told in fields.items()
