@@ -104,9 +104,9 @@ def majority_correct(train_labels: npt.NDArray[np.int64], labels: npt.NDArray[np
 
 
 def logistic_correct(
-    train_inputs: npt.NDArray[np.float32],
+    train_inputs: npt.NDArray[np.float32 | np.uint8],
     train_labels: npt.NDArray[np.int64],
-    inputs: npt.NDArray[np.float32],
+    inputs: npt.NDArray[np.float32 | np.uint8],
     labels: npt.NDArray[np.int64],
 ) -> Floats:
     """1 where a logistic regression on the flat standardized inputs is right, per sample."""

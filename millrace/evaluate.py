@@ -17,6 +17,7 @@ from torch import nn
 from millrace import baselines
 from millrace import manifest as manifests
 from millrace.data.columns import Columns
+from millrace.data.images import decoded, decoded_bytes
 from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
 from millrace.intervals import Floats, paired, ratio
@@ -62,7 +63,10 @@ def evaluate(job: Job) -> Manifest:
     records = _by_record(samples)
     log(f"{objective.metric}: scored {len(test)} samples of {len(records['weight'])} records")
     train = Samples(storage, shards, "train")
-    if isinstance(job.spec.task, LanguageModelTask):
+    task = job.spec.task
+    if isinstance(task, LanguageModelTask) and task.tokens:
+        found = {"unigram": _unigram_bits(train, test, task.vocabulary)}
+    elif isinstance(task, LanguageModelTask):
         found = _text_baselines(train, test)
     else:
         found = _class_baselines(train, test)
@@ -91,7 +95,9 @@ def _score(network: nn.Module, objective: Objective, test: Samples, world: World
         "loss": [], "metric": [], "weight": [], "record": [],
     }  # fmt: skip
     with torch.inference_mode():
-        for columns in test.batches(max(1, BATCH_BYTES // test.sample_bytes)):
+        sample_bytes = max(test.sample_bytes, decoded_bytes(test.fields))
+        batches = test.batches(max(1, BATCH_BYTES // sample_bytes))
+        for columns in decoded(batches, test.fields):
             scores = objective.scores(network, to_batch(columns, world.device))
             found["record"].append(columns["record"])
             found["loss"].append(scores.loss_B.double().cpu().numpy())
@@ -141,6 +147,28 @@ def _text_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
     return found | {name: baselines.ngram_bits(list(_texts(train)), texts)}
 
 
+def _unigram_bits(train: Samples, test: Samples, vocabulary: int) -> Floats:
+    """Bits of each test record under the counts of the training ids, one added to each."""
+    counts = np.ones(vocabulary)
+    for columns in train.batches(4096):
+        tokens, is_theirs = columns["tokens"], _is_theirs(columns)
+        counts += np.bincount(tokens[is_theirs].astype(np.int64), minlength=vocabulary)
+    bits = np.log2(counts.sum()) - np.log2(counts)
+    sums, records = [], []
+    for columns in test.batches(4096):
+        sums.append((bits[columns["tokens"]] * _is_theirs(columns)).sum(1))
+        records.append(columns["record"])
+    found: Floats = np.add.reduceat(np.concatenate(sums), _record_starts(np.concatenate(records)))
+    return found
+
+
+def _is_theirs(columns: Columns) -> npt.NDArray[np.bool_]:
+    """Which tokens of each block are a record's, not padding."""
+    positions = np.arange(columns["tokens"].shape[1])
+    found: npt.NDArray[np.bool_] = positions < columns["length"][:, None]
+    return found
+
+
 def _texts(samples: Samples) -> Iterator[bytes]:
     """The records' texts, put together from their blocks."""
     parts: list[bytes] = []
@@ -169,7 +197,7 @@ def _class_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
 
 
 def _whole(samples: Samples) -> Columns:
-    batches = list(samples.batches(4096))
+    batches = list(decoded(samples.batches(4096), samples.fields))
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from millrace.spec import GateSpec
 
-DEFAULT_BASELINES = {"bits_per_byte": ("zstd-19",), "accuracy": ("majority",)}
+DEFAULT_BASELINES = {
+    "bits_per_byte": ("zstd-19",),
+    "bits_per_token": ("unigram",),
+    "accuracy": ("majority",),
+}
 MIN_RECORDS = 20
 """Test records below which no interval is trusted: a bootstrap of fewer is too narrow."""
 

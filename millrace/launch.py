@@ -35,7 +35,8 @@ TAIL_LINES = 30
 _PARENT = "MILLRACE_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 # glibc hands large freed blocks back to the system, and every page of the next step's tensors is
-# faulted in again. Children keep what they have freed.
+# faulted in again. Children that compute keep what they have freed; those that read and pack need
+# memory only in passing, and give it back.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32 - 1),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
@@ -67,10 +68,10 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def environment_of_child() -> dict[str, str]:
+def environment_of_child(*, keeps_memory: bool = True) -> dict[str, str]:
     """This process's environment, with its pid for `tie_to_parent` in the child."""
     return {
-        **_MALLOC,
+        **(_MALLOC if keeps_memory else {}),
         **os.environ,
         _PARENT: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
@@ -93,7 +94,7 @@ def follow(verb: str, job: Job) -> Iterator[dict[str, Any]]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=environment_of_child(),
+        env=environment_of_child(keeps_memory=verb not in ("ingest", "pack")),
         start_new_session=True,
     )
     assert process.stdout is not None, "stdout is a pipe"

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from millrace import manifest as manifests
-from millrace.data.fields import UnusableRecordError, build_encoder
+from millrace.data.fields import LabelIndex, UnusableRecordError, build_encoder
+from millrace.data.images import decoded
 from millrace.data.listing import list_source
 from millrace.data.records import Located, Rejection, read_records
 from millrace.errors import SpecError
@@ -69,30 +69,39 @@ class Released:
             UnusableRecordError: The record lacks what the model needs.
         """
         assert self.task.kind == "classification", f"the task is {self.task.kind}"
-        value = build_encoder(self.task).extract({**record, self.task.label: "?"})  # the question
-        inputs = np.frombuffer(value.inputs, np.float32).reshape(1, *self.task.shape)
+        encoder = build_encoder(self.task)
+        value = encoder.extract({**record, self.task.label: "?"})  # the question
+        (columns,) = decoded([encoder.samples([value], LabelIndex())], encoder.fields)
         with torch.inference_mode():
-            shares = self._network(torch.tensor(inputs)).softmax(1)[0].tolist()
+            inputs = torch.tensor(columns["inputs"]).float()
+            shares = self._network(inputs).softmax(1)[0].tolist()
         found = dict(zip(self.classes, shares, strict=True))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def continue_text(self, text: str, num_bytes: int, temperature: float, seed: int) -> str:
         """`num_bytes` more bytes, drawn at a temperature (0 takes the likeliest each time)."""
+        found = self.continue_tokens(list(text.encode()), num_bytes, temperature, seed)
+        return bytes(found).decode(errors="replace")
+
+    def continue_tokens(
+        self, tokens: Sequence[int], num_tokens: int, temperature: float, seed: int
+    ) -> list[int]:
+        """The same of token ids: those given and `num_tokens` more."""
         assert self.task.kind == "language_model", f"the task is {self.task.kind}"
         generator = torch.Generator().manual_seed(seed)
-        context = list(text.encode())
-        for _ in range(num_bytes):
-            window = context[max(0, len(context) - self.task.block_bytes + 1) :]
+        context = list(tokens)
+        dtype = torch.int64 if self.task.tokens else torch.uint8
+        for _ in range(num_tokens):
+            window = context[max(0, len(context) - self.task.block + 1) :]
             with torch.inference_mode():
                 # The network predicts each position from those before it: one more asks for it.
-                asked = torch.tensor([[*window, 0]], dtype=torch.uint8)
-                logits = self._network(asked)[0, -1]
+                logits = self._network(torch.tensor([[*window, 0]], dtype=dtype))[0, -1]
             if temperature:
                 shares = (logits / temperature).softmax(0)
                 context.append(int(torch.multinomial(shares, 1, generator=generator)))
             else:
                 context.append(int(logits.argmax()))
-        return bytes(context).decode(errors="replace")
+        return context
 
 
 def _refuse_other_code(network: CustomNetwork, code: Path, sha256: str) -> None:
@@ -117,12 +126,21 @@ def main(arguments: Sequence[str]) -> int:
         "--input", help="classification: a file of records like the source's; default: JSON lines"
     )
     parser.add_argument("--text", default="", help="language model: the text to go on from")
-    parser.add_argument("--bytes", type=int, default=200, help="how many; default: %(default)s")
+    parser.add_argument(
+        "--tokens", type=int, nargs="*", default=[], help="the same of one that reads token ids"
+    )
+    parser.add_argument(
+        "--bytes", type=int, default=200, help="how many, or token ids; default: %(default)s"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     asked = parser.parse_args(arguments)
     code = asked.code or Path("pipelines", asked.pipeline)
     released = Released(asked.store, asked.pipeline, code)
+    if released.task.kind == "language_model" and released.task.tokens:
+        found = released.continue_tokens(asked.tokens, asked.bytes, asked.temperature, asked.seed)
+        print_line(" ".join(map(str, found)))
+        return 0
     if released.task.kind == "language_model":
         print_line(released.continue_text(asked.text, asked.bytes, asked.temperature, asked.seed))
         return 0

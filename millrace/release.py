@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from millrace import manifest as manifests
+from millrace.data.images import decoded
 from millrace.data.samples import Samples
 from millrace.errors import GateError, TrainingError
 from millrace.gate import Outcome, Verdict, decide
@@ -120,7 +121,7 @@ def _try(
     network = build_network(job.spec.network, facts, job.folder)
     load_weights(network, weights.read(storage))
     network.eval()
-    columns = next(iter(test.batches(TRIED_SAMPLES)))
+    columns = next(decoded(test.batches(TRIED_SAMPLES), test.fields))
     with torch.inference_mode():
         scores = build_objective(job.spec.task).scores(
             network, to_batch(columns, torch.device("cpu"))

@@ -27,14 +27,21 @@ from millrace.frozen import (
     unknown_key,
 )
 from millrace.networks import ConvNetwork, CustomNetwork, MlpNetwork, Network, NgramCopyNetwork
+from millrace.tasks import BASELINES, ClassificationTask, LanguageModelTask, Task
 
-# Of what is imported: the networks are part of the spec to all who read one.
-__all__ = ["ConvNetwork", "CustomNetwork", "MlpNetwork", "Network", "NgramCopyNetwork"]
+# Of what is imported: networks and tasks are part of the spec to all who read one.
+__all__ = [
+    "BASELINES",
+    "ClassificationTask",
+    "ConvNetwork",
+    "CustomNetwork",
+    "LanguageModelTask",
+    "MlpNetwork",
+    "Network",
+    "NgramCopyNetwork",
+    "Task",
+]
 
-BASELINES = {
-    "language_model": ("zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"),
-    "classification": ("majority", "logistic-regression"),
-}
 # Fields of `train` that no trial can be compared by, and why.
 NOT_SEARCHED = {
     "train.steps": "every trial trains for `search.steps`",
@@ -87,35 +94,6 @@ class SourceSpec(Frozen):
                 "common ones are utf-8, latin-1, cp1252, utf-16"
             ) from None
         return self
-
-
-class LanguageModelTask(Frozen):
-    """Predict each byte of a text from the bytes before it."""
-
-    kind: Literal["language_model"]
-    """Says which task it is."""
-    text: str = "text"
-    """The record's field that holds the text (`sequence` for FASTA); an empty text is no record."""
-    block_bytes: PositiveInt = 1024
-    """Bytes per sample: a text is cut into blocks of this length."""
-
-
-class ClassificationTask(Frozen):
-    """Predict a record's label from its numbers or its image."""
-
-    kind: Literal["classification"]
-    """Says which task it is."""
-    label: str = "label"
-    """The record's field that holds the class; an image's label is its folder's name."""
-    inputs: tuple[str, ...] = ()
-    """The record's fields of numbers, or of arrays of numbers; empty means the image, or all but
-    the label in the natural order of their names (`x2` before `x10`), whatever their order in the
-    file."""
-    shape: tuple[PositiveInt, ...]
-    """Shape of one sample, channels first for images: the fields are laid out in this order."""
-
-
-Task = Annotated[LanguageModelTask | ClassificationTask, Field(discriminator="kind")]
 
 
 class SplitSpec(Frozen):
@@ -271,7 +249,8 @@ class GateSpec(Frozen):
 
     beats: tuple[str, ...] = ()
     """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
-    `xz-9-solid`, `6-gram` or `majority`, `logistic-regression`; empty means the task's own."""
+    `xz-9-solid`, `6-gram`; of token ids `unigram`; of classes `majority`, `logistic-regression`;
+    empty means the task's own."""
     bar: Annotated[float | Literal["none"], NUMBER] = "none"
     """Value of the metric that its whole interval must reach."""
 
@@ -305,10 +284,15 @@ class PipelineSpec(Frozen):
             shape = list(self.task.shape)
             if name == "conv" and len(shape) != 3:
                 raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
+        elif name == "ngram_copy" and self.task.tokens:
+            raise ValueError(
+                f"network {name} reads bytes; token ids (task.tokens) need one of your own"
+            )
+        known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:
-            if baseline not in BASELINES[kind]:
-                told = unknown_key(baseline, BASELINES[kind], "baseline")
-                raise ValueError(f"gate.beats: {told} of a {kind}")
+            if baseline not in known:
+                told = unknown_key(baseline, known, "baseline")
+                raise ValueError(f"gate.beats: {told} of a {self.task.baselines}")
         self._refuse_unusable_space()
         return self
 

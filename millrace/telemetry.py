@@ -59,19 +59,22 @@ class Progress:
     def step(self, passed: T, **fields: Any) -> T:
         """Count one, say so if it is time, and hand `passed` on."""
         self.done += 1
-        now = time.monotonic()
-        if now - self._said >= self.every_seconds or self.done == self.total:
-            self._said = now
-            elapsed = now - self.started
-            rate = (self.done - self._start_at) / max(elapsed, 1e-9)
-            emit(
-                "progress",
-                what=self.what,
-                done=self.done,
-                total=self.total,
-                per_second=round(rate, 3),
-                eta_seconds=round((self.total - self.done) / rate, 1),
-                usd=round(elapsed / 3600 * self.usd_per_hour, 6),
-                **fields,
-            )
+        if time.monotonic() - self._said >= self.every_seconds or self.done == self.total:
+            self.tell(**fields)
         return passed
+
+    def tell(self, **fields: Any) -> None:
+        """Emit how far it is, with whatever else is to be said."""
+        self._said = time.monotonic()
+        elapsed = self._said - self.started
+        rate = (self.done - self._start_at) / max(elapsed, 1e-9)
+        emit(
+            "progress",
+            what=self.what,
+            done=self.done,
+            total=self.total,
+            per_second=round(rate, 3),
+            eta_seconds=round((self.total - self.done) / max(rate, 1e-9), 1),
+            usd=round(elapsed / 3600 * self.usd_per_hour, 6),
+            **fields,
+        )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
@@ -37,15 +38,16 @@ from torch import nn
 
 
 class Bigram(nn.Module):
-    """Predicts each byte from the one before it."""
+    """Predicts each byte, or token id, from the one before it."""
 
     def __init__(self, facts, *, width):
         super().__init__()
-        self.embed = nn.Embedding(257, width)
-        self.out = nn.Linear(width, 256)
+        self.start = facts.num_classes
+        self.embed = nn.Embedding(self.start + 1, width)
+        self.out = nn.Linear(width, self.start)
 
     def forward(self, tokens):
-        return self.out(self.embed(F.pad(tokens.long()[:, :-1], (1, 0), value=256)))
+        return self.out(self.embed(F.pad(tokens.long()[:, :-1], (1, 0), value=self.start)))
 
 
 class Linear(nn.Module):
@@ -155,6 +157,45 @@ def build_classification(root: Path) -> Line:
             "steps": 18,
             "together": 3,
         },
+    )
+
+
+def build_images(root: Path, images: str) -> Line:
+    """Noisy squares, bright or dark, of 8 x 8 pixels in color; a folder for each class."""
+    rng = np.random.default_rng(0)
+    for label, low in (("bright", 120), ("dark", 0)):
+        (root / "source" / label).mkdir(parents=True)
+        squares = rng.integers(low, low + 120, (150, 8, 8, 3), np.uint8)
+        for number, square in enumerate(squares):
+            Image.fromarray(square).save(root / "source" / label / f"{number}.png")
+    return _packed(
+        root,
+        source={"url": "*/*.png"},
+        task={"kind": "classification", "shape": [3, 8, 8], "images": images},
+        network={"name": "conv", "width": 4},
+        train={"steps": 40, "batch": 16, "ranks": 1, "learning_rate": 0.01},
+        search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
+        gate={"beats": ["majority"]},
+    )
+
+
+def build_tokens(root: Path) -> Line:
+    """Lists of token ids, each mostly one more than the one before it, of a vocabulary of 300."""
+    rng = np.random.default_rng(0)
+    source = root / "source"
+    source.mkdir()
+    lists = []
+    for size in rng.integers(5, 60, 400):
+        steps = np.where(rng.random(size) < 0.9, 1, rng.integers(0, 300, size))
+        lists.append(json.dumps({"ids": (np.cumsum(steps) % 300).tolist()}))
+    (source / "ids.jsonl").write_text("\n".join(lists) + "\n")
+    return _packed(
+        root,
+        source={"url": "*.jsonl"},
+        task={"kind": "language_model", "tokens": "ids", "vocabulary": 300, "block_tokens": 32},
+        network={"name": "networks.py:Bigram", "width": 64},
+        train={"steps": 400, "batch": 16, "ranks": 1, "learning_rate": 0.03},
+        search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
     )
 
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from millrace.data.columns import Field
 from millrace.data.fields import LabelIndex, UnusableRecordError, Value, build_encoder
-from millrace.errors import SourceError
+from millrace.data.images import decoded, decoded_bytes
 from millrace.spec import ClassificationTask, LanguageModelTask
 
 
@@ -65,6 +66,70 @@ def test_a_record_without_usable_text_says_why(record: dict[str, Any], reason: s
         text_encoder().extract(record)
 
 
+def token_encoder(vocabulary: int = 1000, block_tokens: int = 4) -> Any:
+    return build_encoder(
+        LanguageModelTask(
+            kind="language_model", tokens="ids", vocabulary=vocabulary, block_tokens=block_tokens
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (50257, "uint16"),
+                              (65537, "uint32")]
+)  # fmt: skip
+def test_the_blocks_of_token_ids_joined_are_the_ids(vocabulary: int, dtype: str) -> None:
+    encoder, rng = token_encoder(vocabulary), np.random.default_rng(0)
+    lists = [rng.integers(0, vocabulary, size).tolist() for size in (1, 4, 9)]
+    lists.append([0, vocabulary - 1])
+
+    columns = encoder.samples([encoder.extract({"ids": ids}) for ids in lists], LabelIndex())
+
+    kept = np.arange(4) < columns["length"][:, None]
+    assert encoder.fields["tokens"] == Field(dtype, (4,))
+    assert columns["tokens"].dtype == dtype
+    assert columns["tokens"][kept].tolist() == [each for ids in lists for each in ids]
+    assert columns["length"].tolist() == [1, 4, 4, 4, 1, 2]
+    assert len(np.unique(columns["record"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        (None, "field `ids` is null"),
+        ("1 2", "field `ids` is str, a list of token ids is needed"),
+        ([1, 1000, 2], "field `ids` holds 1000, ids are whole numbers from 0 to 999"),
+        ([1, -1], "field `ids` holds -1, ids are"),
+        ([1, 2.5, 3], "field `ids` holds 2.5, ids are"),
+        ([2.0], "field `ids` holds 2.0, ids are"),
+        ([1, "2"], "field `ids` holds '2', ids are"),
+        ([1, None], "field `ids` holds None, ids are"),
+        ([True, False], "field `ids` holds True, ids are"),
+        ([[1], [2]], r"field `ids` holds \[1\], ids are"),
+        ([[1], [2, 3]], r"field `ids` holds \[1\], ids are"),
+        ([1, 10**30], "field `ids` holds 1000000000000000000000000000000, ids are"),
+    ],
+)
+def test_a_record_without_usable_token_ids_says_why(ids: Any, reason: str) -> None:
+    with pytest.raises(UnusableRecordError, match=reason):
+        token_encoder().extract({"ids": ids})
+
+
+def test_token_ids_may_come_as_an_array() -> None:
+    encoder = token_encoder()
+
+    found = encoder.extract({"ids": np.array([3, 999], np.int64)})
+
+    assert found == encoder.extract({"ids": [3, 999]})
+    assert encoder.extract({"ids": np.zeros(0)}) == Value(b"")
+    with pytest.raises(UnusableRecordError, match=r"field `ids` holds 1\.0"):
+        encoder.extract({"ids": np.array([1.0, 2.5])})
+
+
+def test_an_empty_list_of_token_ids_is_an_empty_text() -> None:
+    assert token_encoder().extract({"ids": []}) == Value(b"")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -118,27 +183,57 @@ def test_labels_are_numbered_by_first_sight() -> None:
     assert columns["inputs"].tolist() == [[0], [1], [2], [3]]
 
 
+def image_encoder(*shape: int, images: str = "pixels") -> Any:
+    return build_encoder(
+        ClassificationTask.model_validate(
+            {"kind": "classification", "shape": shape, "images": images}
+        )
+    )
+
+
 def test_an_image_becomes_channels_first_and_is_resized_to_the_shape() -> None:
-    encoder = array_encoder(3, 2, 4)
+    encoder = image_encoder(3, 2, 4)
+    records = [png((8, 4), color=(255, 128, 0)), png((4, 2), color=(1, 2, 3))]
+    values = [encoder.extract({"image": data, "label": "x"}) for data in records]
 
-    value = encoder.extract({"image": png((8, 4), color=(255, 128, 0)), "label": "x"})
+    inputs = encoder.samples(values, LabelIndex())["inputs"]
 
-    pixels = np.frombuffer(value.inputs, np.float32).reshape(3, 2, 4)
-    assert (pixels == np.array([255, 128, 0], np.float32)[:, None, None]).all()
+    colors = np.array([[255, 128, 0], [1, 2, 3]], np.uint8)
+    assert encoder.fields["inputs"] == Field("uint8", (3, 2, 4))
+    assert inputs.dtype == np.uint8
+    assert inputs.shape == (2, 3, 2, 4)
+    assert (inputs == colors[:, :, None, None]).all()
+
+
+def test_a_coded_image_is_kept_as_it_came() -> None:
+    encoder = image_encoder(3, 2, 4, images="coded")
+    records = [png((8, 4), color=(255, 128, 0)), png((4, 2), color=(1, 2, 3))]
+    values = [encoder.extract({"image": data, "label": "x"}) for data in records]
+
+    columns = encoder.samples(values, LabelIndex())
+    (found,) = decoded([columns], encoder.fields)
+
+    assert encoder.fields["inputs"] == Field("image", (3, 2, 4))
+    assert columns["inputs"].tolist() == records
+    assert found["inputs"][:, :, 1, 2].tolist() == [[255, 128, 0], [1, 2, 3]]
+    assert found["record"] is columns["record"]
+    assert decoded_bytes(encoder.fields) == 24
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_an_image_of_any_mode_is_read_in_gray(mode: str) -> None:
-    value = array_encoder(1, 2, 2).extract({"image": png((2, 2), mode), "label": "x"})
+    value = image_encoder(1, 2, 2).extract({"image": png((2, 2), mode), "label": "x"})
 
-    assert np.frombuffer(value.inputs, np.float32).tolist() == [0, 0, 0, 0]
+    assert value.inputs == bytes(4)
 
 
-def test_a_damaged_image_is_unusable_and_nothing_worse() -> None:
+@pytest.mark.parametrize("images", ["pixels", "coded"])
+def test_a_damaged_image_is_unusable_and_nothing_worse(images: str) -> None:
     noise = np.random.default_rng(0).bytes(64 * 64 * 3)
     buffer = io.BytesIO()
     Image.frombytes("RGB", (64, 64), noise).save(buffer, "PNG")
-    whole, encoder, rng = buffer.getvalue(), array_encoder(3, 64, 64), np.random.default_rng(1)
+    whole, rng = buffer.getvalue(), np.random.default_rng(1)
+    encoder = image_encoder(3, 64, 64, images=images)
 
     num_refused = 0
     for place in [*range(40), *rng.choice(len(whole), 100, replace=False).tolist()]:
@@ -153,8 +248,23 @@ def test_a_damaged_image_is_unusable_and_nothing_worse() -> None:
     assert num_refused > 140
 
 
-def test_a_shape_that_no_image_has_is_one_error() -> None:
-    with pytest.raises(SourceError, match=r"read images as shape \[64\]"):
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"label": "x"}, "no field `image`; the record has label"),
+        ({"image": None, "label": "x"}, "field `image` is null"),
+        ({"image": "a.png", "label": "x"}, "field `image` is str, an image's bytes are needed"),
+        ({"image": b"a.png", "label": "x"}, "not a readable image"),
+        ({"image": b"a.png"}, "no field `label`"),
+    ],
+)
+def test_a_record_without_a_usable_image_says_why(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRecordError, match=reason):
+        image_encoder(3, 2, 2).extract(record)
+
+
+def test_an_image_among_numbers_says_what_to_set() -> None:
+    with pytest.raises(UnusableRecordError, match=r"it is an image: set `task.images: pixels`"):
         array_encoder(64).extract({"image": png((8, 8)), "label": "x"})
 
 

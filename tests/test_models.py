@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_the_same_random_state_gives_the_same_weights() -> None:
 
 
 def test_facts_are_read_from_a_shards_manifest() -> None:
-    text = {"fields": {"tokens": ["uint8", [64]]}}
+    text: dict[str, Any] = {"fields": {"tokens": ["uint8", [64]]}}
     image = {
         "fields": {"inputs": ["float32", [1, 8, 8]]},
         "classes": ["a", "b"],
@@ -52,6 +53,7 @@ def test_facts_are_read_from_a_shards_manifest() -> None:
     }
 
     assert DataFacts.from_manifest(text) == DataFacts(256, (64,))
+    assert DataFacts.from_manifest(text | {"vocabulary": 300}) == DataFacts(300, (64,))
     assert DataFacts.from_manifest(image) == DataFacts(2, (1, 8, 8), (3.0,), (2.0,))
 
 

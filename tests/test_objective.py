@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +61,26 @@ def test_bits_are_counted_up_to_the_end_of_a_text_and_no_further() -> None:
     torch.testing.assert_close(scores.loss_B, scores.metric_B * math.log(2))
     assert scores.weight_B.tolist() == [2, 4]
     assert (objective.metric, objective.higher_is_better) == ("bits_per_byte", False)
+
+
+def test_token_ids_reach_the_network_as_whole_numbers_whatever_they_are_stored_in() -> None:
+    task = LanguageModelTask(kind="language_model", tokens="ids", vocabulary=70_000, block_tokens=2)
+    objective = build_objective(task)
+    stored = {"tokens": np.array([[69_999, 3]], np.uint32), "length": np.array([2], np.uint32)}
+
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Embedding(70_000, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            found: Tensor = self.rows(tokens).mean(-1, keepdim=True) * torch.zeros(70_000)
+            return found
+
+    scores = objective.scores(Embedding(), to_batch(stored, CPU))
+
+    assert scores.metric_B.tolist() == pytest.approx([2 * math.log2(70_000)])
+    assert (objective.metric, objective.higher_is_better) == ("bits_per_token", False)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
-from millrace.data.pack import SPLITS, _sorted_classes, cut_units, draw_splits, first_of_each, pack
+from millrace.data.pack import _sorted_classes, cut_units, pack
 from millrace.data.samples import Samples
+from millrace.data.splits import SPLITS, draw_splits, first_of_each
 from millrace.errors import CorruptError, SourceError
 from millrace.frozen import digest
 from millrace.job import Job

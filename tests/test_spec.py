@@ -48,6 +48,16 @@ def test_a_key_near_no_other_lists_the_known_ones(build_spec: BuildSpec) -> None
     assert "Known keys: encoding, exclude, format" in found
 
 
+def tokens_of(**sections: Any) -> dict[str, Any]:
+    task = {"kind": "language_model", "tokens": "ids", "vocabulary": 1000, "block_tokens": 8}
+    return {"task": task} | sections
+
+
+def images_of(**task: Any) -> dict[str, Any]:
+    whole = {"kind": "classification", "shape": [3, 8, 8], "images": "pixels"} | task
+    return {"task": whole, "network": {"name": "model.py:Net"}}
+
+
 @pytest.mark.parametrize(
     ("sections", "where"),
     [
@@ -86,6 +96,14 @@ def test_a_key_near_no_other_lists_the_known_ones(build_spec: BuildSpec) -> None
         ({"source": {"url": "*", "encoding": "utf8x"}}, "encoding: `utf8x` is no text encoding"),
         ({"source": {"url": "*", "encoding": "base64"}}, "encoding: `base64` is no text encoding"),
         ({"task": {"kind": "regression"}}, "task: "),
+        ({"task": {"kind": "language_model", "vocabulary": 9}}, "task: vocabulary and block_to"),
+        ({"task": {"kind": "language_model", "block_tokens": 9}}, "are of token ids: name their"),
+        (tokens_of(network={"name": "ngram_copy"}), "network ngram_copy reads bytes; token ids"),
+        (tokens_of(gate={"beats": ["xz-9"]}), "baseline `xz-9`. Known baselines: unigram"),
+        (images_of(shape=[64]), "shape [64]: an image's is [1 or 3, height, width]"),
+        (images_of(shape=[4, 8, 8]), "shape [4, 8, 8]: an image's is [1 or 3, height, width]"),
+        (images_of(inputs=["a"]), "inputs name numbers; leave them out with images: pixels"),
+        (images_of(images="jpeg"), "task.images: "),
         ({"task": {}}, "task: "),
         ({"shards": {"level": 23}}, "shards.level: "),
         ({"network": {"name": "resnet"}}, ", or file.py:Class for your own network"),

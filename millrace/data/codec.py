@@ -170,15 +170,16 @@ def decompress(frame: Buffer, raw_bytes: int, expected: int, what: str) -> bytes
     return content
 
 
-def seek_table(frames: Sequence[tuple[bytes, int]]) -> bytes:
-    """The trailing skippable frame that lists (frame, raw bytes) for seekable-zstd readers.
+def seek_table(frames: Sequence[tuple[int, int, int]]) -> bytes:
+    """The trailing skippable frame that lists frames for seekable-zstd readers.
 
     Format: zstd contrib/seekable_format; the checksum is the low half of the content's XXH64,
     which is also what a frame with a checksum ends in.
+
+    Args:
+        frames: Bytes, raw bytes and checksum of each.
     """
-    entries = b"".join(
-        struct.pack("<II", len(frame), raw_bytes) + frame[-4:] for frame, raw_bytes in frames
-    )
+    entries = b"".join(struct.pack("<III", *frame) for frame in frames)
     footer = struct.pack("<IBI", len(frames), _CHECKSUM_FLAG, _SEEKABLE_MAGIC)
     body = entries + footer
     return struct.pack("<II", _SKIPPABLE_MAGIC, len(body)) + body

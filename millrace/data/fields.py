@@ -7,23 +7,23 @@ equal in inputs and label have equal `content_id`s, so exact duplicates are drop
 """
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from millrace.data.columns import Array, Columns, Field
-from millrace.errors import SourceError
+from millrace.data.columns import Array, Column, Columns, Field, Ragged, smallest_unsigned
+from millrace.data.images import pixels
 from millrace.spec import ClassificationTask, LanguageModelTask, Task
 
 Record = Mapping[str, Any]
+IMAGE = "image"
+"""The field of a record that holds a coded image."""
 
 
 class UnusableRecordError(ValueError):
@@ -37,7 +37,7 @@ class Value:
     inputs: bytes
     label: str = ""
 
-    @property
+    @cached_property
     def split_id(self) -> int:
         """64-bit digest of the inputs."""
         return _id(self.inputs)
@@ -45,7 +45,8 @@ class Value:
     @property
     def content_id(self) -> int:
         """64-bit digest of the inputs and the label."""
-        return _id(self.inputs + b"\0" + self.label.encode())
+        # Of their digest: hashing is a quarter of the work of reading JSON lines.
+        return _id(self.split_id.to_bytes(8, "little") + self.label.encode())
 
 
 def _id(data: bytes) -> int:
@@ -84,21 +85,17 @@ class Encoder(Protocol):
 def build_encoder(task: Task) -> Encoder:
     """The encoder of a task."""
     if isinstance(task, LanguageModelTask):
-        return _TextBlocks(task)
-    return _LabelledArrays(task)
+        return _TokenBlocks(task) if task.tokens else _TextBlocks(task)
+    return _LabelledNumbers(task) if task.images == "none" else _LabelledImages(task)
 
 
 class _TextBlocks:
     """Texts cut into blocks of a fixed number of bytes; a text's last block is zero-padded."""
 
     def __init__(self, task: LanguageModelTask) -> None:
-        self._text, self._block_bytes = task.text, task.block_bytes
+        self._text = task.text
         self.needs: tuple[str, ...] = (task.text,)
-        self.fields = {
-            "tokens": Field("uint8", (task.block_bytes,)),
-            "length": Field("uint32"),
-            "record": Field("uint64"),
-        }
+        self.fields = {"tokens": Field("uint8", (task.block_bytes,)), **_BLOCK}
 
     def extract(self, record: Record) -> Value:
         text = _required(record, self._text)
@@ -112,40 +109,83 @@ class _TextBlocks:
             raise UnusableRecordError(f"field `{self._text}` is not valid text: {error}") from error
 
     def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
-        size = self._block_bytes
-        counts = [-(-len(value.inputs) // size) for value in values]
-        tokens = np.zeros((sum(counts), size), np.uint8)
-        length = np.full(sum(counts), size, np.uint32)
-        flat, row = tokens.reshape(-1), 0
-        for value, count in zip(values, counts, strict=True):
-            start = row * size
-            flat[start : start + len(value.inputs)] = np.frombuffer(value.inputs, np.uint8)
-            row += count
-            if count:  # an empty text has no last block
-                length[row - 1] = len(value.inputs) - (count - 1) * size
-        return {
-            "tokens": tokens,
-            "length": length,
-            "record": np.repeat(_ids(values), counts),
-        }
+        return _blocks(values, self.fields["tokens"])
 
 
-class _LabelledArrays:
-    """Numbers or an image of a fixed shape, with the class they belong to."""
+class _TokenBlocks:
+    """Lists of token ids cut into blocks of a fixed number; the last block is zero-padded."""
+
+    def __init__(self, task: LanguageModelTask) -> None:
+        self._name, self._vocabulary = task.tokens, task.vocabulary
+        self._dtype = smallest_unsigned(task.vocabulary - 1)
+        self.needs: tuple[str, ...] = (task.tokens,)
+        self.fields = {"tokens": Field(self._dtype, (task.block_tokens,)), **_BLOCK}
+
+    def extract(self, record: Record) -> Value:
+        listed = _required(record, self._name)
+        if not isinstance(listed, list | np.ndarray):  # Parquet's lists come as arrays
+            raise UnusableRecordError(
+                f"field `{self._name}` is {type(listed).__name__}, a list of token ids is needed"
+            )
+        if not len(listed):
+            return Value(b"")
+        wrong = self._refused(listed)
+        if wrong:
+            raise UnusableRecordError(
+                f"field `{self._name}` holds {wrong}, ids are whole numbers from 0 to "
+                f"{self._vocabulary - 1}"
+            )
+        return Value(np.array(listed, self._dtype).tobytes())
+
+    def _refused(self, listed: list[Any] | Array) -> str:
+        """The first entry that is no id of the vocabulary, as it is shown; empty if all are."""
+        try:
+            ids = np.array(listed)
+        except ValueError:  # lists of unequal lengths
+            ids = np.array(listed, object)
+        if ids.ndim == 1 and ids.dtype.kind in "iu":
+            beyond = (ids < 0) | (ids >= self._vocabulary)
+            return str(ids[np.argmax(beyond)]) if beyond.any() else ""
+        entries = listed.tolist() if isinstance(listed, np.ndarray) else listed
+        others = [each for each in entries if type(each) is not int]
+        return repr(others[0] if others else max(entries))[:40]
+
+    def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
+        return _blocks(values, self.fields["tokens"])
+
+
+_BLOCK = {"length": Field("uint32"), "record": Field("uint64")}
+
+
+def _blocks(values: Sequence[Value], told: Field) -> Columns:
+    """Values cut into blocks as the field says, and how much of each block is theirs."""
+    (size,), dtype = told.shape, np.dtype(told.dtype)
+    lengths = [len(value.inputs) // dtype.itemsize for value in values]
+    counts = [-(-length // size) for length in lengths]
+    tokens = np.zeros((sum(counts), size), dtype)
+    length = np.full(sum(counts), size, np.uint32)
+    flat, row = tokens.reshape(-1), 0
+    for value, num_tokens, count in zip(values, lengths, counts, strict=True):
+        start = row * size
+        flat[start : start + num_tokens] = np.frombuffer(value.inputs, dtype)
+        row += count
+        if count:  # an empty text has no last block
+            length[row - 1] = num_tokens - (count - 1) * size
+    return {"tokens": tokens, "length": length, "record": np.repeat(_ids(values), counts)}
+
+
+class _LabelledNumbers:
+    """Numbers laid out in a fixed shape, with the class they belong to."""
 
     def __init__(self, task: ClassificationTask) -> None:
         self._task = task
         self.needs: tuple[str, ...] = (task.label, *task.inputs)
-        self.fields = {
-            "inputs": Field("float32", task.shape),
-            "label": Field("int32"),
-            "record": Field("uint64"),
-        }
+        self.fields = {"inputs": Field("float32", task.shape), **_LABELLED}
 
     def extract(self, record: Record) -> Value:
-        label = self._label(record)
+        label = _label(record, self._task.label)
         if isinstance(record.get("image"), bytes):
-            return Value(self._pixels(record["image"]).tobytes(), label)
+            raise UnusableRecordError("it is an image: set `task.images: pixels` (or `coded`)")
         names = self._task.inputs or _all_but(self._task.label, tuple(record))
         with np.errstate(over="ignore"):  # too large a number becomes infinite and is refused
             parts = [_numbers(record, name) for name in names]
@@ -165,44 +205,59 @@ class _LabelledArrays:
             raise UnusableRecordError(f"field `{name}` is {shown}, a finite number is needed")
         return Value(numbers.tobytes(), label)
 
-    def _label(self, record: Record) -> str:
-        name = self._task.label
-        label = _required(record, name)
-        if not isinstance(label, str | int | float):
-            raise UnusableRecordError(
-                f"field `{name}` is {type(label).__name__}, a label is text or a number"
-            )
-        text = str(label)
-        if not text or not text.isprintable():
-            raise UnusableRecordError(f"field `{name}` is {text!r}, a label is printable text")
-        return text
-
-    def _pixels(self, data: bytes) -> npt.NDArray[np.float32]:
-        """An image as float32 (channels, height, width), resized where the shape asks for it."""
-        shape = self._task.shape
-        if len(shape) != 3 or shape[0] not in (1, 3):
-            raise SourceError(
-                f"read images as shape {list(shape)}",
-                "an image's shape is [1 or 3, height, width]",
-                "Correct `task.shape`",
-            )
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                sized = image.convert("L" if shape[0] == 1 else "RGB")
-                if sized.size != (shape[2], shape[1]):
-                    sized = sized.resize((shape[2], shape[1]))
-                pixels = np.asarray(sized, np.float32)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnusableRecordError(f"not a readable image: {error}") from error
-        return np.ascontiguousarray(pixels.reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1))
-
     def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
         stacked = np.frombuffer(b"".join(value.inputs for value in values), np.float32)
-        return {
-            "inputs": stacked.reshape(len(values), *self._task.shape),
-            "label": np.array([labels.number(value.label) for value in values], np.int32),
-            "record": _ids(values),
-        }
+        inputs = stacked.reshape(len(values), *self._task.shape)
+        return {"inputs": inputs, **_labelled(values, labels)}
+
+
+class _LabelledImages:
+    """Images with the class they belong to: their pixels, or JPEG and PNG as they came."""
+
+    def __init__(self, task: ClassificationTask) -> None:
+        self._task, self._is_coded = task, task.images == "coded"
+        self.needs: tuple[str, ...] = (task.label, IMAGE)
+        dtype = "image" if self._is_coded else "uint8"
+        self.fields = {"inputs": Field(dtype, task.shape), **_LABELLED}
+
+    def extract(self, record: Record) -> Value:
+        label = _label(record, self._task.label)
+        data = _required(record, IMAGE)
+        if not isinstance(data, bytes):
+            raise UnusableRecordError(
+                f"field `{IMAGE}` is {type(data).__name__}, an image's bytes are needed"
+            )
+        try:
+            found = pixels(data, self._task.shape)
+        except ValueError as error:
+            raise UnusableRecordError(str(error)) from error
+        return Value(data if self._is_coded else found.tobytes(), label)
+
+    def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
+        stored = Ragged.of([value.inputs for value in values])
+        shape = (len(values), *self._task.shape)
+        inputs: Column = stored if self._is_coded else stored.data.reshape(shape)
+        return {"inputs": inputs, **_labelled(values, labels)}
+
+
+_LABELLED = {"label": Field("int32"), "record": Field("uint64")}
+
+
+def _labelled(values: Sequence[Value], labels: LabelIndex) -> Columns:
+    numbers = np.array([labels.number(value.label) for value in values], np.int32)
+    return {"label": numbers, "record": _ids(values)}
+
+
+def _label(record: Record, name: str) -> str:
+    label = _required(record, name)
+    if not isinstance(label, str | int | float):
+        raise UnusableRecordError(
+            f"field `{name}` is {type(label).__name__}, a label is text or a number"
+        )
+    text = str(label)
+    if not text or not text.isprintable():
+        raise UnusableRecordError(f"field `{name}` is {text!r}, a label is printable text")
+    return text
 
 
 def _required(record: Record, name: str) -> Any:

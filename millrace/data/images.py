@@ -1,13 +1,16 @@
 """Coded images (JPEG, PNG) to pixels."""
 
 import io
-from concurrent.futures import Executor
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from millrace.data.columns import Ragged
+from millrace.data.columns import Columns, Field, Ragged
+from millrace.data.workers import num_cores
 from millrace.errors import CorruptError
 
 Pixels = npt.NDArray[np.uint8]
@@ -54,3 +57,21 @@ def decode_images(coded: Ragged, shape: tuple[int, ...], pool: Executor) -> Pixe
             "decode the images of a batch", str(error), "It was stored so: pack the data again"
         ) from error
     return found
+
+
+def decoded(batches: Iterable[Columns], fields: Mapping[str, Field]) -> Iterator[Columns]:
+    """The batches with coded images as pixels, all cores decoding; other columns as they are."""
+    shapes = {name: told.shape for name, told in fields.items() if told.dtype == "image"}
+    if not shapes:
+        yield from batches
+        return
+    with ThreadPoolExecutor(num_cores(), thread_name_prefix="images") as pool:
+        for columns in batches:
+            yield columns | {
+                name: decode_images(columns[name], shape, pool) for name, shape in shapes.items()
+            }
+
+
+def decoded_bytes(fields: Mapping[str, Field]) -> int:
+    """Bytes of one sample's coded images once they are decoded."""
+    return sum(math.prod(told.shape) for told in fields.values() if told.dtype == "image")

@@ -9,10 +9,12 @@ enough to find duplicates and to draw splits without reading a source file again
 
 import hashlib
 import io
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from millrace import manifest as manifests
 from millrace.data.fields import Encoder, UnusableRecordError, Value, build_encoder
 from millrace.data.listing import SourceFile, list_source, locate
 from millrace.data.records import Rejection, format_of, read_records
+from millrace.data.workers import Task, num_workers, work_through
 from millrace.errors import CorruptError, NotFoundError, SourceError
 from millrace.frozen import digest
 from millrace.job import Job
@@ -32,6 +35,7 @@ NOUN = "source_files"
 VERSION = 3
 SHOWN_REJECTIONS = 50
 READERS = 8
+GROUP_BYTES, GROUP_FILES = 4 * 2**20, 256
 
 Ids = npt.NDArray[np.uint64]
 """(records, 2): split_id and content_id."""
@@ -80,24 +84,63 @@ def ingest(job: Job) -> Manifest:
     files = list_source(job.spec.source, job.folder)
     recipe = digest(VERSION, job.spec.source.model_dump(), job.spec.task.model_dump())
     known = _known(storage, job.pipeline, recipe)
-    encoder = build_encoder(job.spec.task)
-
-    def identify(file: SourceFile) -> ReadFile:
-        if (found := known.get((file.path, file.fingerprint))) is not None:
-            return found
-        ids, rejections = [], []
-        for value in read_values(file, job, encoder):
-            if isinstance(value, Rejection):
-                rejections.append(value)
-            else:
-                ids.append((value.split_id, value.content_id))
-        return ReadFile(np.array(ids, np.uint64).reshape(-1, 2), tuple(rejections))
-
-    progress = Progress("source files", total=len(files))
-    with ThreadPoolExecutor(READERS) as pool:
-        read = [progress.step(found) for found in pool.map(identify, files)]
+    read = _identify_files(job, files, known)
     _refuse_unusable(job, files, read)
     return _publish(storage, job, recipe, files, read)
+
+
+def _identify_files(
+    job: Job, files: Sequence[SourceFile], known: Mapping[tuple[str, str], ReadFile]
+) -> list[ReadFile]:
+    """The records of every file; those that are not known are read on every core."""
+    read = {
+        file.path: known[file.path, file.fingerprint]
+        for file in files
+        if (file.path, file.fingerprint) in known
+    }
+    groups = group_files([file for file in files if file.path not in read])
+    progress = Progress("source files", total=len(files), done=len(read))
+    if not groups:
+        progress.tell()
+    num_bytes = sum(file.num_bytes for group in groups for file in group)
+    size = num_workers(len(groups), num_bytes, [job.store, job.spec.source.url])
+    task: Task[list[SourceFile], list[ReadFile]] = Task(
+        partial(identify_group, job), lambda group: f"read {group[0].path} and what follows it"
+    )
+    for number, found in work_through(task, groups, size):
+        for file, each in zip(groups[number], found, strict=True):
+            read[file.path] = progress.step(each)
+    return [read[file.path] for file in files]
+
+
+def group_files(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
+    """Files, in order, in groups that are worth a trip to a worker."""
+    groups: list[list[SourceFile]] = []
+    num_bytes = 0
+    for file in files:
+        if not groups or num_bytes >= GROUP_BYTES or len(groups[-1]) >= GROUP_FILES:
+            groups.append([])
+            num_bytes = 0
+        groups[-1].append(file)
+        num_bytes += file.num_bytes
+    return groups
+
+
+def identify_group(job: Job, files: Sequence[SourceFile]) -> list[ReadFile]:
+    """The records of each file; several are read at once, as a store answers late."""
+    encoder = build_encoder(job.spec.task)
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda file: _identify(file, job, encoder), files))
+
+
+def _identify(file: SourceFile, job: Job, encoder: Encoder) -> ReadFile:
+    ids, rejections = array("Q"), []
+    for value in read_values(file, job, encoder):
+        if isinstance(value, Rejection):
+            rejections.append(value)
+        else:
+            ids.extend((value.split_id, value.content_id))
+    return ReadFile(np.frombuffer(ids, np.uint64).reshape(-1, 2), tuple(rejections))
 
 
 def _known(storage: Storage, pipeline: str, recipe: str) -> dict[tuple[str, str], ReadFile]:

@@ -6,9 +6,10 @@ all units' shards --> manifest
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,52 +17,27 @@ import numpy.typing as npt
 
 from millrace import manifest as manifests
 from millrace.data.codec import FORMAT_VERSION
-from millrace.data.fields import LabelIndex, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.ingest import NOUN as SOURCE_FILES
-from millrace.data.ingest import READERS, Ids, listed_file, load_ids, read_values
+from millrace.data.ingest import READERS, Ids, listed_file, load_ids
 from millrace.data.layout import choose_layout
-from millrace.data.listing import SourceFile
-from millrace.data.records import Rejection
-from millrace.data.shard import Layout, Shard, ShardReader, ShardWriter
-from millrace.data.statistics import Statistics, mean_and_deviation, sum_inputs
+from millrace.data.shard import Layout
+from millrace.data.splits import SPLITS, Kept, count_overlap, draw_splits, first_of_each
+from millrace.data.statistics import mean_and_deviation
+from millrace.data.unit import NOUN as UNIT_NOUN
+from millrace.data.unit import Unit, pack_unit
+from millrace.data.workers import Task, num_cores, num_workers, work_through
 from millrace.errors import SourceError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.spec import ClassificationTask, SplitSpec
+from millrace.spec import ClassificationTask, LanguageModelTask
 from millrace.storage import FsspecStorage, Storage
 from millrace.telemetry import Progress
 
 NOUN = "shards"
-UNIT_NOUN = "shards/units"
-VERSION = 2
-SPLITS = ("train", "validation", "test")
+VERSION = 3
 LARGEST_UNIT = 4  # times unit_bytes
-Kept = npt.NDArray[np.bool_]
-
-
-def draw_splits(split_ids: npt.NDArray[np.uint64], spec: SplitSpec) -> npt.NDArray[np.int8]:
-    """Index into SPLITS for each record, from its id alone: a record never changes split.
-
-    The id is mixed with the seed by splitmix64 (Steele, Lea and Flood 2014) and read as a number
-    in [0, 1): the lowest `test` share is the test split, the next `validation` share validation.
-    """
-    with np.errstate(over="ignore"):
-        mixed = split_ids + np.uint64((spec.seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    place = mixed / 2.0**64
-    return np.where(
-        place < spec.test, 2, np.where(place < spec.test + spec.validation, 1, 0)
-    ).astype(np.int8)
-
-
-def first_of_each(content_ids: npt.NDArray[np.uint64]) -> Kept:
-    """True for the first record of each content, False for its exact duplicates."""
-    kept = np.zeros(len(content_ids), bool)
-    kept[np.unique(content_ids, return_index=True)[1]] = True
-    return kept
 
 
 def cut_units(files: Sequence[Mapping[str, Any]], unit_bytes: int) -> list[list[int]]:
@@ -84,17 +60,6 @@ def cut_units(files: Sequence[Mapping[str, Any]], unit_bytes: int) -> list[list[
     return [unit for unit in units if unit]
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """Source files packed together, and which of their records to keep."""
-
-    key: str
-    files: tuple[SourceFile, ...]
-    ids: Ids
-    kept: Kept
-    layout: Layout
-
-
 def pack(job: Job) -> Manifest:
     """Pack what is not packed yet and describe the whole.
 
@@ -110,14 +75,7 @@ def pack(job: Job) -> Manifest:
     num_train = int((splits[kept] == 0).sum())
     chosen = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
     units = _plan(job, source, ids, kept, chosen.layout)
-    progress = Progress("units", total=len(units), usd_per_hour=job.usd_per_hour)
-    packed = [
-        progress.step(
-            manifests.find(storage, job.pipeline, UNIT_NOUN, unit.key)
-            or _pack_unit(storage, job, unit)
-        )
-        for unit in units
-    ]
+    packed = _pack_units(storage, job, units)
     made = _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
     return replace(
         made,
@@ -126,7 +84,28 @@ def pack(job: Job) -> Manifest:
     )
 
 
-def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> list[_Unit]:
+def _pack_units(storage: Storage, job: Job, units: Sequence[Unit]) -> list[Manifest]:
+    """The manifest of every unit; those that are not packed yet are packed on every core."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda u: manifests.find(storage, job.pipeline, UNIT_NOUN, u.key), units)
+    made = {unit.key: manifest for unit, manifest in zip(units, found, strict=True) if manifest}
+    missing = [unit for unit in units if unit.key not in made]
+    progress = Progress(
+        "units", total=len(units), done=len(units) - len(missing), usd_per_hour=job.usd_per_hour
+    )
+    if not missing:
+        progress.tell()
+    num_bytes = sum(file.num_bytes for unit in missing for file in unit.files)
+    size = num_workers(len(missing), num_bytes, [job.store, job.spec.source.url])
+    # Workers keep every core busy by themselves; alone, this process compresses on all of them.
+    threads = 1 if size > 1 else num_cores()
+    task: Task[Unit, Manifest] = Task(partial(pack_unit, job, threads), str)
+    for number, manifest in work_through(task, missing, size):
+        made[missing[number].key] = progress.step(manifest)
+    return [made[unit.key] for unit in units]
+
+
+def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> list[Unit]:
     spec, entries = job.spec, source.facts["files"]
     shards = spec.shards.model_dump() | asdict(layout)
     recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
@@ -140,74 +119,8 @@ def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> l
             hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
         )
         files = tuple(listed_file(job, source, i) for i in indices)
-        units.append(_Unit(key, files, ids[start:stop], mask, layout))
+        units.append(Unit(key, files, ids[start:stop], mask, layout))
     return units
-
-
-def _pack_unit(storage: Storage, job: Job, unit: _Unit) -> Manifest:
-    encoder = build_encoder(job.spec.task)
-    labels = LabelIndex()
-    values = list(_read_unit(job, unit))
-    splits = draw_splits(unit.ids[unit.kept, 0], job.spec.split)
-    folder = manifests.folder(job.pipeline, UNIT_NOUN, unit.key)
-    shards: list[Shard] = []
-    statistics: Statistics = []
-    proven = 0
-    for number, split in enumerate(SPLITS):
-        chosen = [value for value, drawn in zip(values, splits, strict=True) if drawn == number]
-        if not chosen:
-            continue
-        columns = encoder.samples(chosen, labels)
-        if split == "train" and "inputs" in columns:
-            statistics = sum_inputs(columns["inputs"])
-        writer = ShardWriter(storage, folder, encoder.fields, split=split, layout=unit.layout)
-        writer.write(columns)
-        written = writer.close(tuple(labels.classes))
-        proven += sum(ShardReader(storage, encoder.fields).prove(shard) for shard in written)
-        shards += written
-    return manifests.publish(
-        storage,
-        Manifest(
-            job.pipeline,
-            UNIT_NOUN,
-            unit.key,
-            files=tuple(shard.file for shard in shards),
-            facts={
-                "shards": [shard.to_dict() for shard in shards],
-                "statistics": statistics,
-                "frames_read_back": proven,
-            },
-        ),
-    )
-
-
-def _read_unit(job: Job, unit: _Unit) -> Iterator[Value]:
-    """The kept values of the unit's files, in order, proven to be those that were listed."""
-    encoder = build_encoder(job.spec.task)
-
-    def read(file: SourceFile) -> list[Value]:
-        found = read_values(file, job, encoder)
-        return [value for value in found if not isinstance(value, Rejection)]
-
-    number = 0
-    with ThreadPoolExecutor(READERS) as pool:
-        for file, values in zip(unit.files, pool.map(read, unit.files), strict=True):
-            for value in values:
-                if number >= len(unit.ids) or value.content_id != unit.ids[number, 1]:
-                    raise _changed(file)
-                if unit.kept[number]:
-                    yield value
-                number += 1
-    if number != len(unit.ids):
-        raise _changed(unit.files[-1])
-
-
-def _changed(file: SourceFile) -> SourceError:
-    return SourceError(
-        f"pack {file.path}",
-        "its records differ from those that source_files listed",
-        "It was changed in between: materialize from source_files again",
-    )
 
 
 def _refuse_empty_split(job: Job, splits: npt.NDArray[np.int8]) -> None:
@@ -230,11 +143,12 @@ def _describe(
     ids: Ids,
     splits: npt.NDArray[np.int8],
 ) -> Manifest:
+    task = job.spec.task
     shards = [shard for unit in packed for shard in unit.facts["shards"]]
     classes = _sorted_classes({name for shard in shards for name in shard["classes"]})
-    if isinstance(job.spec.task, ClassificationTask) and len(classes) < 2:
+    if isinstance(task, ClassificationTask) and len(classes) < 2:
         raise SourceError(
-            f"find the classes in field `{job.spec.task.label}`",
+            f"find the classes in field `{task.label}`",
             f"there is only {classes}",
             "A classification needs two or more: check `task.label`",
         )
@@ -243,7 +157,7 @@ def _describe(
         "format": FORMAT_VERSION,
         "fields": {
             name: [field.dtype, list(field.shape)]
-            for name, field in build_encoder(job.spec.task).fields.items()
+            for name, field in build_encoder(task).fields.items()
         },
         "classes": classes,
         "mean": mean,
@@ -252,12 +166,14 @@ def _describe(
             split: _sum_split(split, number, shards, splits) for number, split in enumerate(SPLITS)
         },
         "num_duplicates": source.facts["num_duplicates"],
-        "overlapping_records": _overlap(ids[:, 0], splits),
+        "overlapping_records": count_overlap(ids[:, 0], splits),
         "num_frames": sum(len(shard["frames"]["num_bytes"]) for shard in shards),
         "frames_read_back": sum(unit.facts["frames_read_back"] for unit in packed),
         "source_bytes": source.facts["num_bytes"],
         "shards": shards,
     }
+    if isinstance(task, LanguageModelTask):
+        facts["vocabulary"] = task.vocabulary
     files = tuple(file for unit in packed for file in unit.files)
     inputs = {SOURCE_FILES: source.digest}
     return Manifest(job.pipeline, NOUN, job.key, inputs=inputs, files=files, facts=facts)
@@ -273,12 +189,6 @@ def _sum_split(
         "raw_bytes": sum(sum(table["raw_bytes"]) for table in frames),
         "num_bytes": sum(sum(table["num_bytes"]) for table in frames),
     }
-
-
-def _overlap(split_ids: npt.NDArray[np.uint64], splits: npt.NDArray[np.int8]) -> int:
-    """How many inputs occur in more than one split."""
-    pairs = np.unique(np.stack([split_ids, splits.astype(np.uint64)], axis=1), axis=0)
-    return len(pairs) - len(np.unique(pairs[:, 0]))
 
 
 def _sorted_classes(classes: set[str]) -> list[str]:

@@ -10,9 +10,9 @@ class DataFacts:
     """What the training split is like; for bytes, only the first two."""
 
     num_classes: int
-    """Outputs per position: classes, or 256 for bytes."""
+    """Outputs per position: classes, token ids, or 256 for bytes."""
     shape: tuple[int, ...]
-    """One sample's shape: (channels, height, width), (features,) or (bytes,)."""
+    """One sample's shape: (channels, height, width), (features,) or (bytes or token ids,)."""
     mean: tuple[float, ...] = ()
     """Of the training inputs, for each channel or feature."""
     deviation: tuple[float, ...] = ()
@@ -22,7 +22,7 @@ class DataFacts:
     def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
         """From the facts of a shards manifest."""
         if "tokens" in facts["fields"]:
-            return cls(256, tuple(facts["fields"]["tokens"][1]))
+            return cls(facts.get("vocabulary", 256), tuple(facts["fields"]["tokens"][1]))
         shape = tuple(facts["fields"]["inputs"][1])
         mean, deviation = tuple(facts["mean"]), tuple(facts["deviation"])
         return cls(len(facts["classes"]), shape, mean, deviation)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from millrace.data.columns import Columns
+from millrace.data.columns import Columns, take
+from millrace.data.images import decoded
 from millrace.data.order import choose
 from millrace.data.samples import Samples
 from millrace.data.stream import Stream
@@ -175,7 +176,8 @@ class Trainer:
         self.network.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._world.device)
         with torch.inference_mode():
-            for columns in _selection(self._data.validation, self._spec, self._world):
+            chosen = _selection(self._data.validation, self._spec, self._world)
+            for columns in decoded(chosen, self._data.validation.fields):
                 scores = self._objective.scores(self.network, to_batch(columns, self._world.device))
                 for i, part in enumerate((scores.loss_B, scores.metric_B, scores.weight_B)):
                     sums[i] += part.sum()
@@ -214,4 +216,4 @@ def _selection(samples: Samples, spec: TrainSpec, world: World) -> Iterator[Colu
         if mine:
             columns = samples.frame(int(frame))
             for part in mine:
-                yield {name: column[part] for name, column in columns.items()}
+                yield take(columns, part)

@@ -45,7 +45,9 @@ class Objective(Protocol):
 
 def build_objective(task: Task) -> Objective:
     """The objective of a task."""
-    return _NextByte() if isinstance(task, LanguageModelTask) else _Classification()
+    if isinstance(task, LanguageModelTask):
+        return _NextToken("bits_per_token" if task.tokens else "bits_per_byte")
+    return _Classification()
 
 
 def mean_loss(scores: Scores, samples: int, weight_per_sample: float) -> Tensor:
@@ -56,14 +58,18 @@ def mean_loss(scores: Scores, samples: int, weight_per_sample: float) -> Tensor:
     return scores.loss_B.sum() / (samples * weight_per_sample)
 
 
-class _NextByte:
-    """Cross-entropy of each byte given those before it in its block; bits per byte."""
+class _NextToken:
+    """Cross-entropy of each byte, or token id, given those before it in its block; bits per one."""
 
-    metric = "bits_per_byte"
     higher_is_better = False
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
 
     def scores(self, network: nn.Module, batch: Batch) -> Scores:
         tokens_BT, length_B = batch["tokens"], batch["length"].long()
+        if tokens_BT.dtype != torch.uint8:  # torch knows little arithmetic of its like
+            tokens_BT = tokens_BT.long()
         logits_BTV: Tensor = network(tokens_BT)
         nats_BT = F.cross_entropy(
             logits_BTV.flatten(0, 1).float(), tokens_BT.flatten().long(), reduction="none"
@@ -80,7 +86,8 @@ class _Classification:
     higher_is_better = True
 
     def scores(self, network: nn.Module, batch: Batch) -> Scores:
-        logits_BK: Tensor = network(batch["inputs"])
+        # Pixels come as bytes and are widened here, on the device, after a trip a quarter as long.
+        logits_BK: Tensor = network(batch["inputs"].float())
         loss_B = F.cross_entropy(logits_BK.float(), batch["label"], reduction="none")
         right_B = (logits_BK.argmax(1) == batch["label"]).to(loss_B.dtype)
         return Scores(loss_B, right_B, torch.ones_like(right_B))

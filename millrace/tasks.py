@@ -1,0 +1,86 @@
+"""Frozen descriptions of the tasks a pipeline may be for: what is taken from a record."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from millrace.frozen import Frozen, PositiveInt
+
+BASELINES = {
+    "language_model": ("zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"),
+    "language_model of token ids": ("unigram",),
+    "classification": ("majority", "logistic-regression"),
+}
+
+
+class LanguageModelTask(Frozen):
+    """Predict each byte of a text, or each token id of a list, from those before it."""
+
+    kind: Literal["language_model"]
+    """Says which task it is."""
+    text: str = "text"
+    """The record's field that holds the text (`sequence` for FASTA); an empty text is no record."""
+    block_bytes: PositiveInt = 1024
+    """Bytes per sample: a text is cut into blocks of this length."""
+    tokens: str = ""
+    """The record's field that holds a list of token ids, to be taken in place of a text; it needs a
+    network of your own, and compressors are no baselines to it."""
+    vocabulary: PositiveInt = 256
+    """With `tokens`: how many ids there are, from 0 on. A record with another one is rejected."""
+    block_tokens: PositiveInt = 1024
+    """With `tokens`: ids per sample, in place of `block_bytes`."""
+
+    @model_validator(mode="after")
+    def _know_what_is_read(self) -> "LanguageModelTask":
+        if not self.tokens and (self.vocabulary, self.block_tokens) != (256, 1024):
+            raise ValueError("vocabulary and block_tokens are of token ids: name their field")
+        return self
+
+    @property
+    def baselines(self) -> str:
+        """Key of BASELINES."""
+        return "language_model of token ids" if self.tokens else "language_model"
+
+    @property
+    def block(self) -> int:
+        """Bytes or token ids per sample."""
+        return self.block_tokens if self.tokens else self.block_bytes
+
+
+class ClassificationTask(Frozen):
+    """Predict a record's label from its numbers or its image."""
+
+    kind: Literal["classification"]
+    """Says which task it is."""
+    label: str = "label"
+    """The record's field that holds the class; an image's label is its folder's name."""
+    inputs: tuple[str, ...] = ()
+    """The record's fields of numbers, or of arrays of numbers; empty means all but the label in the
+    natural order of their names (`x2` before `x10`), whatever their order in the file."""
+    images: Literal["none", "pixels", "coded"] = "none"
+    """For records that are image files or have a field `image`: store their `pixels` (fast to read,
+    large), or JPEG and PNG as they came, `coded` (small, decoded when read). `none`: numbers."""
+    shape: tuple[PositiveInt, ...]
+    """Shape of one sample: the fields are laid out in this order. Of images [1 or 3, height,
+    width]: 1 makes them gray, and those of another size are resized."""
+
+    @property
+    def baselines(self) -> str:
+        """Key of BASELINES."""
+        return "classification"
+
+    @model_validator(mode="after")
+    def _lay_out_images(self) -> "ClassificationTask":
+        if self.images == "none":
+            return self
+        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
+            raise ValueError(
+                f"shape {list(self.shape)}: an image's is [1 or 3, height, width] (images: "
+                f"{self.images})"
+            )
+        if self.inputs:
+            raise ValueError(f"inputs name numbers; leave them out with images: {self.images}")
+        return self
+
+
+Task = Annotated[LanguageModelTask | ClassificationTask, Field(discriminator="kind")]
