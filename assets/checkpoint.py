@@ -59,6 +59,8 @@ def _tell(made: Manifest, spec: PipelineSpec) -> Told:
         "device": measured["device"],
         "learning_rate": spec.train.learning_rate,
     }
+    if spec.train.mix:
+        metadata["mix"] = spec.train.mixture
     check = dg.AssetCheckResult(
         check_name="learned",
         passed=last < first,

@@ -25,6 +25,7 @@ def build_shards(pipeline: PipelineFolder) -> dg.AssetsDefinition:
             spec.task.model_dump(),
             spec.split.model_dump(),
             spec.shards.model_dump(),
+            *([list(spec.train.mix)] if spec.train.mix else []),  # which files, not how much
         ],
     )
     checks = [
@@ -53,6 +54,8 @@ def _tell(made: Manifest, _spec: PipelineSpec) -> Told:
     for name, split in splits.items():
         metadata[f"{name}_records"] = split["num_records"]
         metadata[f"{name}_samples"] = split["num_samples"]
+    if "sources" in facts:
+        metadata["samples_of_sources"] = dg.MetadataValue.md(_sources_table(facts["sources"]))
     metadata |= _layout(made)
     if facts["classes"]:
         metadata["classes"] = ", ".join(facts["classes"])
@@ -108,6 +111,16 @@ def _layout(made: Manifest) -> dict[str, Any]:
         "link_mb_per_second": measured["link"]["read_bytes_per_second"] / 1e6,
         "link_request_ms": measured["link"]["request_seconds"] * 1e3,
     }
+
+
+def _sources_table(sources: dict[str, dict[str, int]]) -> str:
+    splits = list(next(iter(sources.values())))
+    heads = ["| source |", *(f" {split} |" for split in splits)]
+    rows = [
+        f"| `{name}` | " + " | ".join(f"{count:,}" for count in counts.values()) + " |"
+        for name, counts in sources.items()
+    ]
+    return "\n".join(["".join(heads), "|---" * (1 + len(splits)) + "|", *rows])
 
 
 def _points_table(points: list[dict[str, Any]]) -> str:

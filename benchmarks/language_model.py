@@ -100,7 +100,7 @@ def _pack(spec: PipelineSpec, folder: Path) -> tuple[Job, TrainingData]:
     source = manifests.publish(storage, ingest(base))
     update = {"inputs": {"source_files": source.path}, "key": digest("shards", source.digest)}
     shards = manifests.publish(storage, pack(base.model_copy(update=update)))
-    return base, TrainingData.load(storage, shards)
+    return base, TrainingData.load(storage, shards, spec.train.mix)
 
 
 def _gpt(spec: PipelineSpec, rate: float) -> PipelineSpec:

@@ -145,4 +145,5 @@ def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...
 # What pydantic puts into a place to say which kind of a section it tried; no key of the YAML.
 _TAGS = frozenset(
     {"ngram_copy", "conv", "mlp", "custom", "range", "choices", "language_model", "classification"}
+    | {"one url", "named urls", "[key]"}
 )

@@ -154,10 +154,11 @@ def _model_card(
             "",
             f"- Task: {job.spec.task.kind}; network: {job.spec.network.name}, "
             f"{train['parameters']:,} parameters",
-            f"- Data: {job.spec.source.url}; records: {counts}; "
+            f"- Data: {job.spec.source.place}; records: {counts}; "
             f"{shards.facts['num_duplicates']} duplicates dropped",
             f"- Training: {train['steps']} steps of {job.spec.train.batch} samples, "
-            f"learning rate {job.spec.train.learning_rate:g}, seed {job.spec.train.seed}",
+            f"learning rate {job.spec.train.learning_rate:g}, seed {job.spec.train.seed}"
+            + (f"; of {job.spec.train.mixture}" if job.spec.train.mix else ""),
             f"- Gate: {verdict}",
             "",
             f"## {found['metric']} on {found['num_records']} held-out records ({arrow} is better)",

@@ -1,6 +1,7 @@
 """Frozen descriptions of every run: what a pipeline's YAML says, checked where it is built."""
 
 from collections.abc import Iterable, Mapping
+from operator import not_
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,15 +22,15 @@ from millrace.frozen import (
     PositiveFloat,
     PositiveInt,
     Scalar,
-    Url,
     located_sentences,
     number_or_auto,
     unknown_key,
 )
 from millrace.networks import ConvNetwork, CustomNetwork, MlpNetwork, Network, NgramCopyNetwork
+from millrace.sources import SourceSpec
 from millrace.tasks import BASELINES, ClassificationTask, LanguageModelTask, Task
 
-# Of what is imported: networks and tasks are part of the spec to all who read one.
+# Of what is imported: networks, tasks and sources are part of the spec to all who read one.
 __all__ = [
     "BASELINES",
     "ClassificationTask",
@@ -39,6 +40,7 @@ __all__ = [
     "MlpNetwork",
     "Network",
     "NgramCopyNetwork",
+    "SourceSpec",
     "Task",
 ]
 
@@ -50,50 +52,15 @@ NOT_SEARCHED = {
     "train.checkpoint_every": "trials keep no checkpoints",
     "train.validate_every": "trials validate at the study's own steps",
     "train.validate_samples": "losses on other samples cannot be compared",
+    "train.mix": "it says what the model is for; a trial draws single values, not a table",
 }
+LEAST_SHARE = 0.001
+"""Of a mixture's source: the stream keeps shares to a thousandth (`data.order.PERIOD`)."""
 
 
 def sentences(error: ValidationError) -> list[str]:
     """What a validation found wrong, a sentence each, led by the key where it was found."""
     return [sentence for _, sentence in located_sentences(error)]
-
-
-class SourceSpec(Frozen):
-    """Which files hold the records and how to read them."""
-
-    url: Url
-    """A file, folder or glob: any fsspec URL, a path relative to the pipeline's folder,
-    `stdlib://GLOB` (the running interpreter's library) or `package://NAME/GLOB`. Credentials belong
-    into the environment."""
-    exclude: tuple[str, ...] = ()
-    """Globs of paths to leave out, matched against the path below the url's fixed part."""
-    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta", "webdataset"] = (
-        "auto"
-    )
-    """`auto` goes by the extension (`webdataset` is tar); compression (gz, zst) is told by the
-    first bytes."""
-    records: Literal["line", "file"] = "line"
-    """Text only: whether a line (ended by LF) or a whole file is one record; empty ones are
-    none."""
-    encoding: str = "utf-8"
-    """Of text, JSONL and CSV; a byte-order mark overrules it."""
-    header: bool = True
-    """CSV only: whether the first row names the columns; else they are named 0, 1, 2, ..."""
-    max_record_bytes: PositiveInt = 16 * 2**20
-    """A longer record is an error that names the file."""
-    max_rejected: Fraction = 0.05
-    """The largest share of records that may be rejected before the whole step fails."""
-
-    @model_validator(mode="after")
-    def _know_the_encoding(self) -> "SourceSpec":
-        try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError):
-            raise ValueError(
-                f"encoding: `{self.encoding}` is no text encoding of Python's; "
-                "common ones are utf-8, latin-1, cp1252, utf-16"
-            ) from None
-        return self
 
 
 class SplitSpec(Frozen):
@@ -160,12 +127,36 @@ class TrainSpec(Frozen):
     """Steps between looks at the validation split."""
     validate_samples: PositiveInt = 512
     """Samples of the validation split to look at, the first ones."""
+    mix: Annotated[dict[str, PositiveFloat], Field(exclude_if=not_)] = Field(default={})
+    """How much each of several sources counts in training: weights by name (`source.url`) or by
+    globs over listed paths, `{wiki: 3, "code/*.py": 1}`. A file belongs to the first key that
+    matches it. Empty: every sample alike. Validation and test are not weighted."""
 
     @model_validator(mode="after")
     def _share_the_batch_evenly(self) -> "TrainSpec":
         if self.batch % self.ranks:
             raise ValueError(f"batch ({self.batch}) must be a multiple of ranks ({self.ranks})")
         return self
+
+    @model_validator(mode="after")
+    def _serve_every_source(self) -> "TrainSpec":
+        for key, share in self.shares.items():
+            if share < LEAST_SHARE:
+                raise ValueError(
+                    f"mix: `{key}` has a share of {share:.2g}; the least is {LEAST_SHARE}"
+                )
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each source's share of the training samples by `mix`, in the order of their keys."""
+        total = sum(self.mix.values())
+        return {key: self.mix[key] / total for key in sorted(self.mix)}
+
+    @property
+    def mixture(self) -> str:
+        """The shares in percent, for people to read."""
+        return ", ".join(f"{100 * share:.3g} % {key}" for key, share in self.shares.items())
 
 
 class Range(Frozen):
@@ -293,14 +284,19 @@ class PipelineSpec(Frozen):
             if baseline not in known:
                 told = unknown_key(baseline, known, "baseline")
                 raise ValueError(f"gate.beats: {told} of a {self.task.baselines}")
+        try:
+            self.mix_globs  # noqa: B018  computing it checks it
+        except ValueError as error:
+            raise ValueError(f"train.mix: {error}") from None
         self._refuse_unusable_space()
         return self
 
     def _refuse_unusable_space(self) -> None:
-        self.values_at(self.search.space)  # refuses a path that is no field
-        for path, values in self.search.space.items():
+        for path in self.search.space:
             if path in NOT_SEARCHED:
                 raise ValueError(f"search.space `{path}`: no use to vary it, {NOT_SEARCHED[path]}")
+        self.values_at(self.search.space)  # refuses a path that is no field
+        for path, values in self.search.space.items():
             for value in values.samples():
                 try:
                     _replaced(self, {path: value})
@@ -311,6 +307,11 @@ class PipelineSpec(Frozen):
                     f"search.space `{path}`: not every number from {values.low} to {values.high} "
                     f"is a multiple of ranks ({self.train.ranks}); list multiples as `choices`"
                 )
+
+    @property
+    def mix_globs(self) -> dict[str, str]:
+        """Each key of `train.mix` with the glob over listed paths that it stands for."""
+        return self.source.globs(self.train.mix)
 
     def values_at(self, paths: Iterable[str]) -> dict[str, Scalar]:
         """The spec's own value of each field path."""

@@ -25,7 +25,9 @@ from tests.pipelines_for_tests import NAME, Line, Tree, events
 
 def build_trainer(line: Line, job: Job) -> Trainer:
     shards = manifests.read(line.storage, job.inputs["shards"])
-    return Trainer(job, TrainingData.load(line.storage, shards), World.alone(threads=1))
+    return Trainer(
+        job, TrainingData.load(line.storage, shards, job.spec.train.mix), World.alone(threads=1)
+    )
 
 
 def train_section(line: Line, **fields: Any) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def validated(line: Line, count: int, world_size: int = 1, seed: int = 0) -> tor
     """The inputs that all ranks of a world look at, sorted."""
     job = line.job(train=train_section(line, ranks=1, validate_samples=count, seed=seed))
     shards = manifests.read(line.storage, job.inputs["shards"])
-    data = TrainingData.load(line.storage, shards)
+    data = TrainingData.load(line.storage, shards, job.spec.train.mix)
     asked = []
     for rank in range(world_size):
         world = World(rank, world_size, torch.device("cpu"))
@@ -213,7 +215,7 @@ def validated(line: Line, count: int, world_size: int = 1, seed: int = 0) -> tor
 
 def test_validation_looks_at_a_seeded_selection_not_at_the_first_samples(points: Line) -> None:
     shards = manifests.current(points.storage, NAME, "shards")
-    stored = next(TrainingData.load(points.storage, shards).validation.batches(20))["inputs"]
+    stored = next(TrainingData.load(points.storage, shards, {}).validation.batches(20))["inputs"]
 
     first = validated(points, 20)
     asked = []
@@ -232,7 +234,7 @@ def test_validation_looks_at_a_seeded_selection_not_at_the_first_samples(points:
 @pytest.mark.parametrize("count", [50, 10**9])
 def test_every_world_size_validates_on_the_same_samples(points: Line, count: int) -> None:
     shards = manifests.current(points.storage, NAME, "shards")
-    split = len(TrainingData.load(points.storage, shards).validation)
+    split = len(TrainingData.load(points.storage, shards, {}).validation)
 
     alone = validated(points, count)
 

@@ -82,7 +82,10 @@ def ingest(job: Job) -> Manifest:
     """
     storage = FsspecStorage(job.store)
     files = list_source(job.spec.source, job.folder)
-    recipe = digest(VERSION, job.spec.source.model_dump(), job.spec.task.model_dump())
+    # Several URLs are told by the fingerprints: a new one leaves the other sources' files alone.
+    names_urls = not isinstance(job.spec.source.url, str)
+    reading = job.spec.source.model_dump(exclude={"url"} if names_urls else None)
+    recipe = digest(VERSION, reading, job.spec.task.model_dump())
     known = _known(storage, job.pipeline, recipe)
     read = _identify_files(job, files, known)
     _refuse_unusable(job, files, read)
@@ -103,7 +106,7 @@ def _identify_files(
     if not groups:
         progress.tell()
     num_bytes = sum(file.num_bytes for group in groups for file in group)
-    size = num_workers(len(groups), num_bytes, [job.store, job.spec.source.url])
+    size = num_workers(len(groups), num_bytes, [job.store, *job.spec.source.urls.values()])
     task: Task[list[SourceFile], list[ReadFile]] = Task(
         partial(identify_group, job), lambda group: f"read {group[0].path} and what follows it"
     )
@@ -187,7 +190,7 @@ def _refuse_unusable(job: Job, files: list[SourceFile], read: list[ReadFile]) ->
     rejections = [item for found in read for item in found.rejections]
     share = len(rejections) / max(1, num_records + len(rejections))
     shown = "; ".join(f"{item.where}: {item.reason}" for item in rejections[:3])
-    asked = f"find usable records in {len(files)} files of {job.spec.source.url}"
+    asked = f"find usable records in {len(files)} files of {job.spec.source.place}"
     if not num_records:
         raise SourceError(
             asked,

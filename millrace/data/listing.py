@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from millrace.errors import SourceError
 from millrace.filesystem import open_filesystem
 from millrace.frozen import digest
 from millrace.objects import agreed, run
+from millrace.sources import GLOB
 from millrace.spec import SourceSpec
 
-_GLOB = frozenset("*?[")
 PATIENCE = Patience(attempts=3, attempt_seconds=120.0, total_seconds=300.0)
 """With remote places: S3 lists 1,000 objects in about 0.1 s, and a source may have millions."""
 # What stores call the mark that changes when an object's bytes do.
@@ -30,7 +30,10 @@ _VERSION_KEYS = (
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as listed: its path (below the listing's root), where to open it, and its version."""
+    """A file as listed: its path (below the listing's root), where to open it, and its version.
+
+    Where the source names several URLs, the path begins with the name.
+    """
 
     path: str
     url: str
@@ -44,14 +47,33 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
     """All files the source names, sorted by path.
 
     Args:
-        source: The URL or glob and what to leave out.
+        source: The URLs or globs and what to leave out.
         base: Folder that relative paths start from.
 
     Raises:
-        SourceError: Nothing matches, or the place cannot be reached or read.
+        SourceError: Nothing matches a URL, or the place cannot be reached or read.
     """
-    root, pattern = resolve(source.url, base)
-    asked = f"list the source {source.url}"
+    files = [
+        _named(file, name, url) if name else file
+        for name, url in source.urls.items()
+        for file in _list_url(url, source, base)
+    ]
+    return sorted(files, key=lambda file: file.path)
+
+
+def _named(file: SourceFile, name: str, url: str) -> SourceFile:
+    """The file with its source's name before its path.
+
+    The version is of the URL too: a name that comes to stand for another place has new files,
+    while the others' are not read again.
+    """
+    fingerprint = file.fingerprint and digest(file.fingerprint, url)
+    return replace(file, path=f"{name}/{file.path}", fingerprint=fingerprint)
+
+
+def _list_url(url: str, source: SourceSpec, base: str) -> list[SourceFile]:
+    root, pattern = resolve(url, base)
+    asked = f"list the source {url}"
     try:
         filesystem, root_path = open_filesystem(root)
         if isinstance(filesystem, AsyncFileSystem):
@@ -70,7 +92,7 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
             f"{type(error).__name__}: {error}",
             "Check the url, its credentials and permissions",
         ) from error
-    kept = sorted((file for file in files if _is_wanted(file.path, source)), key=lambda f: f.path)
+    kept = [file for file in files if _is_wanted(file.path, source)]
     if not kept:
         left_out = f" ({len(files)} are hidden or left out by `exclude`)" if files else ""
         raise SourceError(asked, f"no file matches{left_out}", "Check the glob and `exclude`")
@@ -79,11 +101,14 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
 
 def locate(source: SourceSpec, base: str, path: str) -> str:
     """The URL of a file that `list_source` gave this path, without listing anything."""
-    root, pattern = resolve(source.url, base)
+    name, _, inside = ("", "", path) if isinstance(source.url, str) else path.partition("/")
+    root, pattern = resolve(source.urls[name], base)
     filesystem, root_path = open_filesystem(root)
-    is_root = not pattern and path == _below(root_path, root_path) and filesystem.isfile(root_path)
+    is_root = (
+        not pattern and inside == _below(root_path, root_path) and filesystem.isfile(root_path)
+    )
     url: str = filesystem.unstrip_protocol(
-        root_path if is_root else f"{root_path.rstrip('/')}/{path}"
+        root_path if is_root else f"{root_path.rstrip('/')}/{inside}"
     )
     return url
 
@@ -105,7 +130,7 @@ def _cut(url: str) -> tuple[str, str]:
     """Split before the first path component with a wildcard."""
     parts = url.split("/")
     for i, part in enumerate(parts):
-        if _GLOB & set(part):
+        if GLOB & set(part):
             return "/".join(parts[:i]) or "/", "/".join(parts[i:])
     return url, ""
 

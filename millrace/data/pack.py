@@ -1,7 +1,8 @@
 """Pack source files into shards: units of files, each packed once and kept until a file changes.
 
-records.npy --> duplicates dropped, splits drawn --> units of files --> packed already? keep
-                                                                    --> else read, encode, write
+records.npy --> duplicates dropped, splits drawn --> files divided among the sources of the mixture
+each source --> units of files --> packed already? keep
+                               --> else read, encode, write
 all units' shards --> manifest
 """
 
@@ -21,6 +22,7 @@ from millrace.data.fields import build_encoder
 from millrace.data.ingest import NOUN as SOURCE_FILES
 from millrace.data.ingest import READERS, Ids, listed_file, load_ids
 from millrace.data.layout import choose_layout
+from millrace.data.mixture import WHOLE, divide
 from millrace.data.shard import Layout
 from millrace.data.splits import SPLITS, Kept, count_overlap, draw_splits, first_of_each
 from millrace.data.statistics import mean_and_deviation
@@ -38,6 +40,8 @@ from millrace.telemetry import Progress
 NOUN = "shards"
 VERSION = 3
 LARGEST_UNIT = 4  # times unit_bytes
+
+Rows = npt.NDArray[np.int64]
 
 
 def cut_units(files: Sequence[Mapping[str, Any]], unit_bytes: int) -> list[list[int]]:
@@ -64,7 +68,8 @@ def pack(job: Job) -> Manifest:
     """Pack what is not packed yet and describe the whole.
 
     Raises:
-        SourceError: A file changed since it was listed, or a split came out empty.
+        SourceError: A file changed since it was listed, a split or a source's train split came
+            out empty, or `train.mix` does not fit the files.
     """
     storage = FsspecStorage(job.store)
     source = manifests.read(storage, job.inputs[SOURCE_FILES])
@@ -72,11 +77,17 @@ def pack(job: Job) -> Manifest:
     kept = first_of_each(ids[:, 1])
     splits = draw_splits(ids[:, 0], job.spec.split)
     _refuse_empty_split(job, splits[kept])
+    sources = _divide(job, source, splits, kept)
     num_train = int((splits[kept] == 0).sum())
     chosen = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
-    units = _plan(job, source, ids, kept, chosen.layout)
-    packed = _pack_units(storage, job, units)
-    made = _describe(storage, job, source, packed, ids=ids[kept], splits=splits[kept])
+    planned = {
+        name: _plan(job, source, ids, kept, chosen.layout, numbers)
+        for name, numbers in sources.items()
+    }
+    packed = _pack_units(storage, job, [unit for units in planned.values() for unit in units])
+    names = [name for name, units in planned.items() for _ in units]
+    named = list(zip(names, packed, strict=True))
+    made = _describe(job, source, named, ids=ids[kept], splits=splits[kept])
     return replace(
         made,
         facts={**made.facts, "layout": chosen.facts},
@@ -96,7 +107,7 @@ def _pack_units(storage: Storage, job: Job, units: Sequence[Unit]) -> list[Manif
     if not missing:
         progress.tell()
     num_bytes = sum(file.num_bytes for unit in missing for file in unit.files)
-    size = num_workers(len(missing), num_bytes, [job.store, job.spec.source.url])
+    size = num_workers(len(missing), num_bytes, [job.store, *job.spec.source.urls.values()])
     # Workers keep every core busy by themselves; alone, this process compresses on all of them.
     threads = 1 if size > 1 else num_cores()
     task: Task[Unit, Manifest] = Task(partial(pack_unit, job, threads), str)
@@ -105,21 +116,54 @@ def _pack_units(storage: Storage, job: Job, units: Sequence[Unit]) -> list[Manif
     return [made[unit.key] for unit in units]
 
 
-def _plan(job: Job, source: Manifest, ids: Ids, kept: Kept, layout: Layout) -> list[Unit]:
+def _divide(
+    job: Job, source: Manifest, splits: npt.NDArray[np.int8], kept: Kept
+) -> dict[str, list[int]]:
+    """Numbers of the files of each source of the mixture, each with something to train on."""
+    entries = source.facts["files"]
+    sources = divide([entry["path"] for entry in entries], job.spec.mix_globs)
+    for name, numbers in sources.items():
+        rows = _rows(entries, numbers)
+        is_train = kept[rows] & (splits[rows] == 0)
+        if not is_train.any():
+            raise SourceError(
+                f"mix the files of `{name}` into the training",
+                f"their train split is empty ({len(rows)} records, {int(kept[rows].sum())} of "
+                "them no duplicates)",
+                "Add records, or let another key of `train.mix` take the files",
+            )
+    return sources
+
+
+def _rows(entries: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Rows:
+    """Where the records of these files stand in the source's ids."""
+    return np.concatenate([np.arange(*entries[number]["records"]) for number in numbers])
+
+
+def _plan(
+    job: Job,
+    source: Manifest,
+    ids: Ids,
+    kept: Kept,
+    layout: Layout,
+    numbers: Sequence[int],
+) -> list[Unit]:
+    """The units of the files of these numbers; which source they are of is not their affair."""
     spec, entries = job.spec, source.facts["files"]
     shards = spec.shards.model_dump() | asdict(layout)
     recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
     units = []
-    for indices in cut_units(entries, spec.shards.unit_bytes):
-        start, stop = entries[indices[0]]["records"][0], entries[indices[-1]]["records"][1]
-        mask = kept[start:stop]
+    for places in cut_units([entries[number] for number in numbers], spec.shards.unit_bytes):
+        indices = [numbers[place] for place in places]
+        rows = _rows(entries, indices)
+        mask = kept[rows]
         key = digest(
             recipe,
             [entries[i]["digest"] for i in indices],
             hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
         )
         files = tuple(listed_file(job, source, i) for i in indices)
-        units.append(Unit(key, files, ids[start:stop], mask, layout))
+        units.append(Unit(key, files, ids[rows], mask, layout))
     return units
 
 
@@ -128,23 +172,27 @@ def _refuse_empty_split(job: Job, splits: npt.NDArray[np.int8]) -> None:
     for split, count in counts.items():
         if not count:
             raise SourceError(
-                f"split {len(splits)} distinct records of {job.spec.source.url}",
+                f"split {len(splits)} distinct records of {job.spec.source.place}",
                 f"the {split} split is empty ({counts})",
                 "Add records, enlarge `split`, or take another `split.seed`",
             )
 
 
 def _describe(
-    storage: Storage,
     job: Job,
     source: Manifest,
-    packed: Sequence[Manifest],
+    named: Sequence[tuple[str, Manifest]],
     *,
     ids: Ids,
     splits: npt.NDArray[np.int8],
 ) -> Manifest:
     task = job.spec.task
-    shards = [shard for unit in packed for shard in unit.facts["shards"]]
+    packed = [unit for _, unit in named]
+    shards = [
+        shard | ({"source": name} if name != WHOLE else {})
+        for name, unit in named
+        for shard in unit.facts["shards"]
+    ]
     classes = _sorted_classes({name for shard in shards for name in shard["classes"]})
     if isinstance(task, ClassificationTask) and len(classes) < 2:
         raise SourceError(
@@ -174,6 +222,8 @@ def _describe(
     }
     if isinstance(task, LanguageModelTask):
         facts["vocabulary"] = task.vocabulary
+    if job.spec.train.mix:
+        facts["sources"] = _samples_of_sources(shards)
     files = tuple(file for unit in packed for file in unit.files)
     inputs = {SOURCE_FILES: source.digest}
     return Manifest(job.pipeline, NOUN, job.key, inputs=inputs, files=files, facts=facts)
@@ -189,6 +239,14 @@ def _sum_split(
         "raw_bytes": sum(sum(table["raw_bytes"]) for table in frames),
         "num_bytes": sum(sum(table["num_bytes"]) for table in frames),
     }
+
+
+def _samples_of_sources(shards: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Samples in each split, by source."""
+    found = {shard["source"]: dict.fromkeys(SPLITS, 0) for shard in shards}
+    for shard in shards:
+        found[shard["source"]][shard["split"]] += sum(shard["frames"]["num_samples"])
+    return found
 
 
 def _sorted_classes(classes: set[str]) -> list[str]:

@@ -33,6 +33,7 @@ class Samples:
         storage: Where the shards lie.
         manifest: Of the shards.
         split: `train`, `validation` or `test`.
+        source: Key of `train.mix`: only the samples of its files; empty: of all.
         cache: Keeps chunks fetched from a remote store; the environment's by default.
 
     Attributes:
@@ -48,7 +49,13 @@ class Samples:
     """
 
     def __init__(
-        self, storage: Storage, manifest: Manifest, split: str, cache: ChunkCache | None = None
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        split: str,
+        cache: ChunkCache | None = None,
+        *,
+        source: str = "",
     ) -> None:
         facts = manifest.facts
         codec.refuse_newer(int(facts["format"]), f"{storage.url}/{manifest.path}")
@@ -61,7 +68,9 @@ class Samples:
             {"label": Field("int64")} if "label" in stored else {}
         )
         self._shards = [
-            Shard.from_dict(value) for value in facts["shards"] if value["split"] == split
+            Shard.from_dict(value)
+            for value in facts["shards"]
+            if value["split"] == split and (not source or value.get("source") == source)
         ]
         for shard in self._shards:
             _refuse_outside(shard.file.path, manifest)

@@ -5,7 +5,7 @@ Trainer.run_to(step) --> batches of the stream --> updates
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from millrace.data.images import decoded
 from millrace.data.order import choose
 from millrace.data.samples import Samples
 from millrace.data.stream import Stream
-from millrace.errors import StorageError, TrainingError
+from millrace.errors import SpecError, StorageError, TrainingError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
@@ -39,22 +39,42 @@ Point = dict[str, float]
 class TrainingData:
     """The splits training looks at; trainings in one process can share it."""
 
-    train: Samples
+    train: tuple[tuple[Samples, float], ...]
+    """What is streamed, each source of a mixture with its weight."""
     validation: Samples
     facts: DataFacts
     weight_per_sample: float
     """What a sample's loss is divided by: the bytes of a block, else 1."""
 
     @classmethod
-    def load(cls, storage: Storage, shards: Manifest) -> "TrainingData":
-        """From a shards manifest."""
+    def load(cls, storage: Storage, shards: Manifest, mix: Mapping[str, float]) -> "TrainingData":
+        """From a shards manifest and `train.mix`.
+
+        Raises:
+            SpecError: The shards were not packed for the keys of this mixture.
+        """
         tokens = shards.facts["fields"].get("tokens")
         return cls(
-            Samples(storage, shards, "train"),
+            _weighted(storage, shards, mix),
             Samples(storage, shards, "validation"),
             DataFacts.from_manifest(shards.facts),
             float(tokens[1][0]) if tokens else 1.0,
         )
+
+
+def _weighted(
+    storage: Storage, shards: Manifest, mix: Mapping[str, float]
+) -> tuple[tuple[Samples, float], ...]:
+    """The train split, or its part of each source; in the order of keys, not of the YAML."""
+    if not mix:
+        return ((Samples(storage, shards, "train"), 1.0),)
+    if sorted(mix) != (known := sorted(shards.facts.get("sources", ()))):
+        raise SpecError(
+            f"train on a mixture of {', '.join(sorted(mix))}",
+            f"{shards.path} was packed for {', '.join(known) or 'no mixture'}",
+            f"Materialize {shards.pipeline}/shards first, or the whole pipeline in one run",
+        )
+    return tuple((Samples(storage, shards, "train", source=key), mix[key]) for key in sorted(mix))
 
 
 class Trainer:

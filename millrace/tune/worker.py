@@ -23,7 +23,8 @@ from millrace.train.world import World
 def run_worker(job: Job, requests: Iterable[str] = sys.stdin) -> None:
     """Serve requests until the input ends."""
     storage = FsspecStorage(job.store)
-    data = TrainingData.load(storage, manifests.read(storage, job.inputs["shards"]))
+    shards = manifests.read(storage, job.inputs["shards"])
+    data = TrainingData.load(storage, shards, job.spec.train.mix)
     # The number of threads changes the order of sums: it must not depend on that of workers.
     world = World.alone(max(1, (os.cpu_count() or 1) // job.spec.search.together))
     trainers: dict[int, Trainer] = {}
