@@ -311,13 +311,13 @@ class StoredFile:
         return storage.read(self.path, prove=prove)
 
     @classmethod
-    def written(cls, storage: Storage, path: str, data: bytes) -> "StoredFile":
-        """Write `data` to `path` and describe it; nothing that exists is overwritten.
+    def written(cls, storage: Storage, path: str, data: bytes, *, sha256: str = "") -> "StoredFile":
+        """Write `data`, of this digest where it is known, to `path` and describe it.
 
-        Where other bytes lie at `path` (another run's, for whom they are right), the object goes to
-        a folder named by its digest beside them.
+        Nothing that exists is overwritten: where other bytes lie at `path` (another run's, for whom
+        they are right), the object goes to a folder named by its digest beside them.
         """
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = sha256 or hashlib.sha256(data).hexdigest()
         folder, slash, name = path.rpartition("/")
         for place in (path, f"{folder}{slash}{sha256[:12]}/{name}"):
             file = cls(place, len(data), sha256)

@@ -265,8 +265,9 @@ class ShardWriter:
 
     def _written_shard(self, filling: _Filling) -> tuple[StoredFile, FrameTable]:
         data, frames = filling.close(self._plain_frame(_END))
-        name = f"{self._split}-{hashlib.sha256(data).hexdigest()[:16]}.arrow.zst"
-        return StoredFile.written(self._storage, f"{self._folder}/{name}", data), frames
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = f"{self._folder}/{self._split}-{sha256[:16]}.arrow.zst"
+        return StoredFile.written(self._storage, path, data, sha256=sha256), frames
 
     def _plain_frame(self, raw: pa.Buffer) -> _Coded:
         return _Coded(codec.compress(raw, self._layout.level), len(raw))
