@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -132,7 +133,7 @@ def test_shards_that_were_packed_for_other_keys_are_refused(
 def test_a_mixed_pipeline_is_released_and_other_weights_pack_nothing(mixed: Line) -> None:
     store = str(mixed.root / "shell")
 
-    def materialize(spec: PipelineSpec) -> dict[str, dict[str, dg.MetadataValue[object]]]:
+    def materialize(spec: PipelineSpec) -> dict[str, dict[str, dg.MetadataValue[Any]]]:
         defs = build_chain(PipelineFolder(NAME, str(mixed.root / "source"), spec))
         assets = [each for each in defs.assets or () if isinstance(each, dg.AssetsDefinition)]
         compute = Compute(work=str(mixed.root / "shell-work"))
