@@ -28,7 +28,7 @@ def fill(store_url: str) -> Fill:
     return put
 
 
-def listed(url: str, base: str = "/", **source: object) -> list[str]:
+def listed(url: str | dict[str, str], base: str = "/", **source: object) -> list[str]:
     return [file.path for file in list_source(SourceSpec(url=url, **source), base)]  # type: ignore[arg-type]  # pydantic checks the keywords
 
 
@@ -60,6 +60,41 @@ def test_every_listed_file_is_located_where_it_was_listed(fill: Fill, place: str
         assert locate(source, "/", file.path) == file.url
         filesystem, path = open_filesystem(file.url)
         assert filesystem.cat_file(path).decode().endswith(file.path)
+
+
+def test_files_of_several_urls_are_listed_below_their_names(fill: Fill) -> None:
+    root = fill("in/x.txt", "in/deep/y.txt", "skip/x.txt", "skip/no.txt")
+    urls = {"wiki": f"{root}/in", "code": f"{root}/skip/*.txt", "one": f"{root}/in/x.txt"}
+    source = SourceSpec(url=urls, exclude=("no*",))
+
+    files = list_source(source, "/")
+
+    assert [file.path for file in files] == [
+        "code/x.txt",
+        "one/x.txt",
+        "wiki/deep/y.txt",
+        "wiki/x.txt",
+    ]
+    for file in files:
+        assert locate(source, "/", file.path) == file.url
+        filesystem, path = open_filesystem(file.url)
+        assert filesystem.cat_file(path).decode().endswith(file.path.partition("/")[2])
+
+
+def test_one_of_several_urls_that_matches_nothing_is_an_error_that_names_it(fill: Fill) -> None:
+    root = fill("a.txt")
+
+    with pytest.raises(SourceError, match=r"list the source .*/\*\.csv: no file matches"):
+        listed({"a": f"{root}/*.txt", "b": f"{root}/*.csv"})
+
+
+def test_the_same_file_behind_another_url_is_another_version(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    urls = ("*.txt", "a.*", "*.txt")
+
+    found = [list_source(SourceSpec(url={"x": url}), str(tmp_path))[0] for url in urls]
+
+    assert found[0].fingerprint == found[2].fingerprint != found[1].fingerprint
 
 
 def test_excluded_and_hidden_files_are_left_out(fill: Fill) -> None:

@@ -53,6 +53,13 @@ def tokens_of(**sections: Any) -> dict[str, Any]:
     return {"task": task} | sections
 
 
+def mixed(url: Any, **mix: Any) -> dict[str, Any]:
+    return {"source": {"url": url}, "train": {"steps": 5, "batch": 4, "mix": mix}}
+
+
+TWO = {"wiki": "a/*.jsonl", "code": "b/*.py"}
+
+
 def images_of(**task: Any) -> dict[str, Any]:
     whole = {"kind": "classification", "shape": [3, 8, 8], "images": "pixels"} | task
     return {"task": whole, "network": {"name": "model.py:Net"}}
@@ -110,6 +117,23 @@ def images_of(**task: Any) -> dict[str, Any]:
         ({"network": "gpt"}, "network: "),
         ({"network": {"name": "../x:Net"}}, "network.name: "),
         ({"search": {"space": 3}}, "search.space: "),
+        ({"source": {"url": {}}}, "source.url: Dictionary should have at least 1 item"),
+        ({"source": {"url": ["a", "b"]}}, "source.url: Input should be a valid string"),
+        ({"source": {"url": {"my-wiki": "a"}}}, "source.url.my-wiki: `my-wiki` is no name"),
+        ({"source": {"url": {1: "a"}}}, "source.url.1: `1` is no name: letters, digits and _"),
+        ({"source": {"url": {"": "a"}}}, "`` is no name"),
+        ({"source": {"url": {"wiki": 3}}}, "source.url.wiki: Input should be a valid string"),
+        (mixed(TWO, wiki=0), "train.mix.wiki: Input should be greater than 0"),
+        (mixed(TWO, wiki=-1), "train.mix.wiki: Input should be greater than 0"),
+        (mixed(TWO, wiki=float("nan")), "train.mix.wiki: Input should be a finite number"),
+        (mixed(TWO, wiki=float("inf")), "train.mix.wiki: Input should be a finite number"),
+        (mixed(TWO, wiki="much"), "train.mix.wiki: Input should be a valid number"),
+        (mixed(TWO, wiki=True), "train.mix.wiki: a number is needed, not true"),
+        (mixed(TWO, wiki=3, code=0.001), "mix: `code` has a share of 0.00033; the least is 0.001"),
+        (mixed(TWO, wiki=1e308, code=1e308), "has a share of 0; the least is 0.001"),
+        (mixed(TWO, wikki=3), "train.mix: unknown source `wikki`. Did you mean `wiki`?"),
+        (mixed(TWO, **{"cod/*": 3}), "unknown source `cod`. Did you mean `code`? Known sources:"),
+        (mixed(TWO, **{"wiki": 3, "wiki/*": 1}), "`wiki` and `wiki/*` both stand for `wiki/*`"),
     ],
 )
 def test_a_wrong_type_or_value_is_refused_where_it_stands(
@@ -201,6 +225,36 @@ def test_a_url_with_a_password_is_refused_without_repeating_it(
 
     assert "source.url: the URL holds a password" in "\n".join(sentences(caught.value))
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_in_one_of_several_urls_is_refused_under_its_name(
+    build_spec: BuildSpec,
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        build_spec(source={"url": TWO | {"web": "ftp://me:hunter2@host/x"}})
+
+    assert "source.url.web: the URL holds a password" in "\n".join(sentences(caught.value))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_mixture_has_shares_and_globs_in_words_too(build_spec: BuildSpec) -> None:
+    spec = build_spec(**mixed(TWO, **{"wiki": 3, "code/b*": 0.5, "*": "0.5"}))
+
+    assert spec.train.shares == {"*": 0.125, "code/b*": 0.125, "wiki": 0.75}
+    assert spec.train.mixture == "12.5 % *, 12.5 % code/b*, 75 % wiki"
+    assert spec.mix_globs == {"wiki": "wiki/*", "code/b*": "code/b*", "*": "*"}
+    assert list(spec.with_parts({}).mix_globs) == ["wiki", "code/b*", "*"]
+    assert spec.source.place == "wiki: a/*.jsonl, code: b/*.py"
+
+
+def test_a_spec_without_a_mixture_dumps_as_it_did_before_there_were_any(
+    build_spec: BuildSpec,
+) -> None:
+    spec = build_spec()
+
+    assert "mix" not in spec.train.model_dump()
+    assert '"mix"' not in spec.model_dump_json()
+    assert build_spec(**mixed(TWO, wiki=1)).train.model_dump()["mix"] == {"wiki": 1.0}
 
 
 @pytest.mark.parametrize(

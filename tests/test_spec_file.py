@@ -45,6 +45,7 @@ def test_other_components_are_passed_over(tmp_path: Path) -> None:
         ("low: 0.0001", "low: 0.002", "line 10: search.space `train.learning_rate`: the default"),
         ("[32, 64]", "[16, 32]", "line 9: search.space `network.width`: the default 64 lies out"),
         ("*.txt", "ftp://me:hunter2@host/", "line 3: source.url: the URL holds a password"),
+        ('"*.txt"', "{a-b: x}", "line 3: source.url.a-b: `a-b` is no name"),
         ("type:", "\ttype:", "found character"),
     ],
 )
