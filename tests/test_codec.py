@@ -161,6 +161,15 @@ def test_a_schema_of_a_newer_format_is_refused_with_its_version() -> None:
         codec.fields_of(newer, "a shard")
 
 
+def test_the_first_frame_of_a_shard_tells_its_fields() -> None:
+    frame = codec.compress(SCHEMA.serialize(), 3)
+
+    assert codec.decode_schema(frame, "a shard") == FIELDS
+    for damaged in (frame[:-1], codec.compress(b"no schema", 3), b"no frame"):
+        with pytest.raises(CorruptError, match="a shard"):
+            codec.decode_schema(damaged, "a shard")
+
+
 @pytest.mark.parametrize("metadata", [None, {}, {"millrace.format": "x"}])
 def test_a_schema_of_others_is_refused(metadata: dict[str, str] | None) -> None:
     with pytest.raises(CorruptError, match="none of ours"):

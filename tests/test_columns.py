@@ -73,6 +73,20 @@ def test_token_ids_get_the_smallest_dtype_that_holds_them(largest: int, dtype: s
     assert smallest_unsigned(largest) == dtype
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [("bool", ()), ("complex64", ()), ("S4", ()), ("float32", (0,)), ("uint8", (2, -1))],
+)
+def test_a_field_that_cannot_be_stored_is_refused(dtype: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"dtype|shape"):
+        Field(dtype, shape)
+
+
+def test_a_ragged_column_has_no_single_entries() -> None:
+    with pytest.raises(TypeError, match="cut by slices"):
+        Ragged.of([b"a"])[0]  # type: ignore[index]  # as a user might try
+
+
 def test_a_field_knows_the_bytes_of_an_entry() -> None:
     assert Field("float32", (2, 3)).entry_bytes == 24
     assert Field("int64").entry_bytes == 8

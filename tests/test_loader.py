@@ -45,6 +45,18 @@ def test_a_data_loader_goes_on_where_its_consumer_stopped(tmp_path: Path) -> Non
     assert records(StreamDataset(opened, start_step=11)) == whole[11:16]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_epoch_has_an_order_of_its_own(tmp_path: Path, num_workers: int) -> None:
+    opened = partial(open_stream, str(tmp_path))
+    dataset, passes = StreamDataset(opened), []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        passes.append(records(dataset, num_workers))
+
+    assert passes[0] + passes[1] == records(StreamDataset(opened, num_steps=16))
+    assert passes[0] != passes[1]
+
+
 def test_columns_come_as_tensors_on_the_streams_memory(tmp_path: Path) -> None:
     (batch,) = DataLoader(
         StreamDataset(partial(open_stream, str(tmp_path)), num_steps=1), batch_size=None

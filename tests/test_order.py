@@ -14,6 +14,7 @@ from millrace.data.order import (
     permute,
     shuffled,
 )
+from millrace.errors import SpecError
 
 counts = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 seeds = st.integers(0, 2**32)
@@ -163,7 +164,7 @@ def test_a_batch_is_taken_from_lanes_that_divide_it(batch: int, chunks: int, exp
     assert num_lanes(batch, chunks) == expected
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), seeds, st.integers(0, 10**9))
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), seeds, st.integers(0, 10**9))
 def test_a_mixture_serves_each_source_in_its_share(
     weights: list[float], seed: int, place: int
 ) -> None:
@@ -177,6 +178,11 @@ def test_a_mixture_serves_each_source_in_its_share(
     for weight, count in zip(weights, served, strict=True):
         share = weight / sum(weights)
         assert abs(count - share * place) <= place / 1024 + 1024
+
+
+def test_a_share_too_small_to_be_served_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"0.0001 is less than one of 1024 samples"):
+        Pattern([0.9999, 0.0001], 0)
 
 
 @given(counts, st.integers(1, 200), seeds)

@@ -143,6 +143,28 @@ def test_frames_take_what_fits_and_at_least_one_sample(sizes: list[int], frame_b
     assert starts[-1] == len(sizes)
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("label", np.zeros(2, np.int64)),
+        ("inputs", np.zeros((2, 4), np.float32)),
+        ("inputs", Ragged.of([b"", b""])),
+    ],
+)
+def test_a_column_of_another_type_than_its_field_is_refused(
+    local: FsspecStorage, name: str, column: object
+) -> None:
+    with pytest.raises(ValueError, match=f"column {name}"):
+        write_all(local, FIELDS, [columns(2) | {name: column}], 100)
+
+
+def test_a_shard_of_other_fields_is_not_taken_for_proven(local: FsspecStorage) -> None:
+    shard = write(local)
+
+    with pytest.raises(CorruptError, match="with the fields"):
+        ShardReader(local, FIELDS | {"label": Field("uint32")}).prove(shard)
+
+
 def test_an_error_while_writing_reaches_the_one_who_closes(local: FsspecStorage) -> None:
     Path(local.url, "p").write_text("a file where a folder is needed")
     writer = ShardWriter(local, "p/shards", FIELDS, split="train", layout=Layout(3, 100, 100))

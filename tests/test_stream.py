@@ -306,7 +306,25 @@ def test_a_mixture_holds_the_same_samples_on_any_world_size(
     assert list(chain(*found[1:])) == found[0]
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_mixture_of_other_classes_is_refused(tmp_path: Path) -> None:
+    storage = FsspecStorage(str(tmp_path))
+    made = publish(storage)
+    other = replace(made, facts=dict(made.facts) | {"classes": ["c", "b", "a"]})
+    sources = [(Samples(storage, one, "train"), 1.0) for one in (made, other)]
+
+    with pytest.raises(SpecError, match="their labels mean different classes: c, b, a and a, b, c"):
+        Stream(sources, 12, seed=3)
+
+
+def test_a_closed_stream_says_so(samples: Samples) -> None:
+    stream = Stream(samples, 12, seed=3)
+    stream.close()
+
+    with pytest.raises(RuntimeError, match="the stream was closed"):
+        next(stream)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_mixture_refuses_a_weight_that_is_none(samples: Samples, weight: float) -> None:
     with pytest.raises(SpecError, match=r"a weight is .*Set it above 0"):
         Stream([(samples, 1.0), (samples, weight)], 12, seed=3)

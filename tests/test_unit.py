@@ -12,6 +12,7 @@ import pytest
 
 from millrace import manifest as manifests
 from millrace.data import unit
+from millrace.data.columns import Field
 from millrace.data.pack import pack
 from millrace.data.samples import Samples
 from millrace.data.shard import Shard, ShardReader
@@ -135,15 +136,17 @@ def test_a_killed_worker_is_named_and_the_rest_goes_on_from_what_is_published(
 
 
 def children() -> list[int]:
-    """Pids of the processes that this one has started."""
+    """Pids of the workers that this process has started."""
     told = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return [int(pid) for task in told for pid in task.read_text().split()]
+    pids = [pid for task in told for pid in task.read_text().split()]
+    return [int(pid) for pid in pids if b"workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def prove(job: Job, made: Manifest) -> None:
     """Every shard that a manifest names is whole."""
     storage = FsspecStorage(job.store)
-    reader = ShardReader(storage, Samples(storage, made, "train").fields)
+    fields = {name: Field(told[0], tuple(told[1])) for name, told in made.facts["fields"].items()}
+    reader = ShardReader(storage, fields)
     assert sum(reader.prove(Shard.from_dict(s)) for s in made.facts["shards"]) > 0
 
 

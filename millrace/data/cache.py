@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from millrace.errors import SpecError
 from millrace.telemetry import log
@@ -146,16 +147,23 @@ def _read_file(path: Path, start: int, end: int | None) -> bytes | None:
 def _alone(lock: Path) -> Iterator[None]:
     """Hold a lock file, or go on without it when its holder takes too long."""
     deadline = time.monotonic() + WAIT_SECONDS
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(_POLL_SECONDS)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    while True:
+        with lock.open("w") as file:
+            is_held = _is_taken(file, lock)
+            if is_held or time.monotonic() > deadline:
+                try:
+                    yield
+                finally:
+                    if is_held:
+                        lock.unlink(missing_ok=True)
+                return
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_taken(file: IO[str], lock: Path) -> bool:
+    """Take the lock if it is free and still the file of that name: its last holder removed it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(file.fileno()).st_ino == lock.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False

@@ -21,6 +21,7 @@ from millrace.errors import CorruptError, VersionError
 from millrace.storage import HEAL
 
 FORMAT_VERSION = 1
+LARGEST_SCHEMA_BYTES = 2**20
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 Buffer = Any
 """Bytes, a memory view, or an Arrow buffer."""
@@ -52,6 +53,21 @@ def build_schema(fields: Mapping[str, Field]) -> pa.Schema:
         [arrow_field(name, field) for name, field in fields.items()],
         metadata={_VERSION_KEY: str(FORMAT_VERSION)},
     )
+
+
+def decode_schema(frame: Buffer, what: str) -> dict[str, Field]:
+    """The fields that the first frame of a shard describes.
+
+    Raises:
+        VersionError: The shard was written in a newer format.
+        CorruptError: It is no such frame.
+    """
+    try:
+        size = zstandard.get_frame_parameters(frame).content_size
+        raw = decompress(frame, min(size, LARGEST_SCHEMA_BYTES), checksum(frame), what)
+        return fields_of(pa.ipc.read_schema(pa.py_buffer(raw)), what)
+    except (pa.ArrowException, OSError, EOFError, zstandard.ZstdError) as error:
+        raise CorruptError(f"read the schema of {what}", str(error), _FIX) from error
 
 
 def fields_of(schema: pa.Schema, what: str) -> dict[str, Field]:

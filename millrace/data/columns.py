@@ -21,10 +21,19 @@ class Field:
         dtype: A numpy dtype's name, or one of RAGGED for entries of any length: `bytes`, `text`
             (UTF-8), or `image` (JPEG or PNG, kept as it came).
         shape: Of one sample's entry; of an `image` once it is decoded, channels first.
+
+    Raises:
+        ValueError: The dtype is no number, or a size is not positive.
     """
 
     dtype: str
     shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.is_ragged and np.dtype(self.dtype).str[1] not in "iuf":
+            raise ValueError(f"dtype {self.dtype}: whole and floating numbers are stored, or bytes")
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"shape {list(self.shape)}: every size must be 1 or more")
 
     @property
     def is_ragged(self) -> bool:
@@ -60,6 +69,8 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, part: slice) -> "Ragged":
+        if not isinstance(part, slice):
+            raise TypeError("a ragged column is cut by slices; `take` and `tolist` give entries")
         start, stop, step = part.indices(len(self))
         assert step == 1, "a part of a ragged column is a run of entries"
         offsets = self.offsets[start : max(start, stop) + 1]

@@ -18,7 +18,8 @@ class StreamDataset(IterableDataset[Batch]):
     `DataLoader(StreamDataset(open_stream, start_step=step), batch_size=None)` gives the stream's
     own batches in its own order, whatever `num_workers`: worker w of n serves every n-th step.
     Threads do the work, so workers rarely pay: each one decodes all frames. The place is the
-    consumer's: count the batches, and begin there again.
+    consumer's: call `set_epoch` before each pass, or every pass is the same; to resume, count the
+    batches and begin there again. Start workers by `spawn`: file systems do not outlive a fork.
 
     Args:
         open_stream: Opens the stream; called in the process that reads it, for a file system must
@@ -32,6 +33,11 @@ class StreamDataset(IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         self._open, self.start_step, self._num_steps = open_stream, start_step, num_steps
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Serve this epoch in the next pass; workers that outlive a pass do not learn of it."""
+        self._epoch, self.start_step = epoch, 0
 
     def __iter__(self) -> Iterator[Batch]:
         stream = self._open()
@@ -40,7 +46,7 @@ class StreamDataset(IterableDataset[Batch]):
             left = self._num_steps or per_epoch - self.start_step % per_epoch
             worker = get_worker_info()
             first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-            stream.seek(self.start_step + first, stride)
+            stream.seek(self._epoch * per_epoch + self.start_step + first, stride)
             for _ in range(first, left, stride):
                 yield tensors(next(stream))
         finally:

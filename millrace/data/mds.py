@@ -132,6 +132,7 @@ class MdsSamples:
         )
 
         self.chunk_starts = np.arange(len(counts))
+        self.classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return int(self.samples_per_frame.sum())

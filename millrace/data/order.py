@@ -18,6 +18,8 @@ from math import gcd
 import numpy as np
 import numpy.typing as npt
 
+from millrace.errors import SpecError
+
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
@@ -150,6 +152,9 @@ class Pattern:
     Args:
         weights: Of each source; their sum does not matter.
         seed: Of the shuffle.
+
+    Raises:
+        SpecError: A share is too small to get one place of a period.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
@@ -158,6 +163,12 @@ class Pattern:
         counts = np.floor(shares).astype(np.int64)
         short = period - int(counts.sum())
         counts[np.argsort(counts - shares, kind="stable")[:short]] += 1
+        if not counts.all():
+            raise SpecError(
+                f"mix sources by the weights {', '.join(f'{weight:g}' for weight in weights)}",
+                f"{weights[int(np.argmin(counts))]:g} is less than one of {PERIOD} samples",
+                "Raise it, or leave that source out",
+            )
         slots = np.repeat(np.arange(len(counts)), counts)[shuffled(period, seed, period)]
         self._period, self._counts = period, counts
         served = np.cumsum(slots[None, :] == np.arange(len(counts))[:, None], axis=1)

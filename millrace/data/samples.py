@@ -6,7 +6,7 @@ frame --> its chunk in the local cache? --> else fetched in one range read, kept
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Samples:
 
     Attributes:
         fields: Name to field of each column, as `frame` gives it.
+        classes: What the numbers of a `label` column mean.
         samples_per_frame: int64 (frames).
         frame_bytes: int64 (frames), raw.
         chunk_starts: int64 (chunks), first frame of each.
@@ -74,7 +75,8 @@ class Samples:
         ]
         for shard in self._shards:
             _refuse_outside(shard.file.path, manifest)
-        numbers = {name: number for number, name in enumerate(facts["classes"])}
+        self.classes: Sequence[str] = tuple(facts["classes"])
+        numbers = {name: number for number, name in enumerate(self.classes)}
         self._classes = [
             np.array([numbers[name] for name in shard.classes], np.int64) for shard in self._shards
         ]
@@ -147,9 +149,18 @@ class Samples:
             return
         for number in frames:
             chunk = self._chunk_of(number)
-            if chunk not in self._fetching and not self._cache.holds(self._chunk_name(chunk)):
+            fetching = self._fetching.get(chunk)
+            is_due = fetching is None or fetching.done()  # done, and perhaps dropped again since
+            if is_due and not self._cache.holds(self._chunk_name(chunk)):
                 self._pool = self._pool or ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
                 self._fetching[chunk] = self._pool.submit(self._read_chunk, chunk, 0, 0)
+
+    def close(self) -> None:
+        """Give up what is being fetched ahead, which else would be waited for at the end."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+            self._fetching.clear()
 
     def _compressed(self, number: int, shard: Shard) -> bytes:
         start, end = int(self._starts[number]), int(self._ends[number])
@@ -157,7 +168,7 @@ class Samples:
             return self._storage.read(shard.file.path, start, end)  # local: decoding proves it
         chunk = self._chunk_of(number)
         if (fetching := self._fetching.pop(chunk, None)) is not None:
-            fetching.exception()  # wait; an error is met again, and raised, by the read below
+            wait([fetching])  # an error is met again, and raised, by the read below
         first = int(self._starts[self.chunk_starts[chunk]])
         return self._read_chunk(chunk, start - first, end - first)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from millrace.data import codec
-from millrace.data.columns import Columns, Field, Ragged, cut, join, num_rows
+from millrace.data.columns import Column, Columns, Field, Ragged, cut, join, num_rows
 from millrace.data.workers import num_cores
 from millrace.errors import CorruptError
 from millrace.storage import HEAL, Storage, StoredFile
@@ -194,7 +194,13 @@ class ShardWriter:
         return 0 if is_ragged else max(1, self._layout.frame_bytes // max(1, self._entry_bytes))
 
     def write(self, columns: Columns) -> None:
-        """Add samples; full frames are compressed and full shards written as they arise."""
+        """Add samples; full frames are compressed and full shards written as they arise.
+
+        Raises:
+            ValueError: A column is not of its field's dtype and shape.
+        """
+        for name, field in self._fields.items():
+            _refuse_other(name, field, columns[name])
         self._pending.append(columns)
         self._pending_samples += num_rows(columns)
         self._pending_bytes += int(_sample_bytes(columns, self._fields).sum())
@@ -276,6 +282,17 @@ class ShardWriter:
 _END = pa.py_buffer(codec.END_OF_STREAM)
 
 
+def _refuse_other(name: str, field: Field, column: Column) -> None:
+    if field.is_ragged != isinstance(column, Ragged):
+        raise ValueError(f"column {name} is {type(column).__name__}, its field {field}")
+    if isinstance(column, np.ndarray) and (column.dtype, column.shape[1:]) != (
+        np.dtype(field.dtype),
+        field.shape,
+    ):
+        found = f"{column.dtype} of shape {list(column.shape[1:])}"
+        raise ValueError(f"column {name} holds {found}, its field is {field}")
+
+
 def _sample_bytes(columns: Columns, fields: Mapping[str, Field]) -> Counts:
     """Raw bytes of each sample."""
     sizes = np.full(num_rows(columns), sum(f.entry_bytes for f in fields.values()), np.int64)
@@ -302,7 +319,7 @@ class ShardReader:
     """Reads shards of known fields, each frame proven before it is handed out."""
 
     def __init__(self, storage: Storage, fields: Mapping[str, Field]) -> None:
-        self._storage, self._fields = storage, fields
+        self._storage, self._fields = storage, dict(fields)
         self._schema = codec.build_schema(fields)
 
     def decode(self, shard: Shard, number: int, data: codec.Buffer) -> Columns:
@@ -326,15 +343,20 @@ class ShardReader:
         return codec.decode_batch(raw, self._fields, self._schema, samples, what)
 
     def prove(self, shard: Shard) -> int:
-        """Read a whole shard back from the store and decode it: file digest, every checksum.
+        """Read a whole shard back from the store: file digest, schema, every frame's content.
 
         Returns:
             Frames read back.
 
         Raises:
             CorruptError: What lies on the store is not what was written.
+            VersionError: It is in a newer format.
         """
         data = memoryview(shard.file.read(self._storage))
+        told = codec.decode_schema(data[: shard.frames.first], shard.file.path)
+        if told != self._fields:
+            asked = f"read {shard.file.path} with the fields {self._fields}"
+            raise CorruptError(asked, f"it has {told}", HEAL)
         for number, start in enumerate(shard.frames.start.tolist()):
             end = start + int(shard.frames.num_bytes[number])
             self.decode(shard, number, data[start:end])

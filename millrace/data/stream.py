@@ -6,6 +6,7 @@
 Nothing here decides an order: `order.py` does. A stream's state is its step.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,8 @@ class Frames(Protocol):
     """Decoded bytes of each frame."""
     chunk_starts: Indices
     """First frame of each run of frames that is best fetched together."""
+    classes: Sequence[str]
+    """What the numbers of a `label` column mean; empty without one."""
 
     def frame(self, number: int) -> Columns:
         """The columns of a frame; called from several threads."""
@@ -97,7 +100,7 @@ class Stream:
         self._fields = weighted[0][0].fields
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assemble")
         self._ahead: deque[Future[Columns]] = deque()
-        self._next_step, self._stride = 0, 1
+        self._next_step, self._stride, self._is_closed = 0, 1, False
         self.seek(0)
 
     def seek(self, step: int, stride: int = 1) -> None:
@@ -110,8 +113,13 @@ class Stream:
         self._ahead.extend(self._submit(step + i * stride) for i in range(BATCHES_AHEAD))
 
     def __next__(self) -> Columns:
-        """This rank's share of the next step: columns of batch / world_size samples."""
-        batch = self._ahead[0].result()  # an error stays in place: asked again, it comes again
+        """This rank's share of the next step: columns of batch / world_size samples.
+
+        An error stays in place: asked again, it comes again, until `seek` begins anew.
+        """
+        if self._is_closed:
+            raise RuntimeError("the stream was closed")
+        batch = self._ahead[0].result()
         self._ahead.popleft()
         self._ahead.append(self._submit(self._next_step + BATCHES_AHEAD * self._stride))
         self._next_step += self._stride
@@ -121,7 +129,8 @@ class Stream:
         return self
 
     def close(self) -> None:
-        """Stop fetching ahead."""
+        """Stop reading ahead; the stream gives no more batches."""
+        self._is_closed = True
         self._assembler.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -175,8 +184,15 @@ def _refuse_unusable(sources: Sequence[tuple[Frames, float]], batch: int) -> Non
                 f"the split has only {size}",
                 "Lower `train.batch` or add records",
             )
-        if not weight > 0:
+        if not 0 < weight < math.inf:
             raise SpecError("mix several sources", f"a weight is {weight}", "Set it above 0")
+        if tuple(frames.classes) != tuple(sources[0][0].classes):
+            raise SpecError(
+                "mix several sources",
+                f"their labels mean different classes: {', '.join(frames.classes) or 'none'} and "
+                f"{', '.join(sources[0][0].classes) or 'none'}",
+                "Pack them in one pipeline: `source.url` takes several",
+            )
         if frames.fields != sources[0][0].fields:
             raise SpecError(
                 "mix several sources",

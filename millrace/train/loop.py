@@ -61,6 +61,11 @@ class TrainingData:
             float(tokens[1][0]) if tokens else 1.0,
         )
 
+    def close(self) -> None:
+        """Give up what is being fetched ahead."""
+        for samples in (self.validation, *(samples for samples, _ in self.train)):
+            samples.close()
+
 
 def _weighted(
     storage: Storage, shards: Manifest, mix: Mapping[str, float]

@@ -25,9 +25,8 @@ def run_rank(job: Job) -> None:
     world = World.join()
     try:
         checkpoints = Checkpoints(storage, job.pipeline, job.key)
-        with closing(
-            Trainer(job, TrainingData.load(storage, shards, job.spec.train.mix), world)
-        ) as trainer:
+        data = TrainingData.load(storage, shards, job.spec.train.mix)
+        with closing(data), closing(Trainer(job, data, world)) as trainer:
             trainer.resume(checkpoints)
             resumed_at = trainer.step
             if world.is_first and resumed_at:

@@ -40,6 +40,7 @@ def run_worker(job: Job, requests: Iterable[str] = sys.stdin) -> None:
         _train(trainers, number, request["to"])
     for number in list(trainers):
         _forget(trainers, number)
+    data.close()
 
 
 def _train(trainers: dict[int, Trainer], number: int, to: int) -> None:
