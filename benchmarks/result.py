@@ -1,6 +1,7 @@
 """A benchmark's result: medians and spreads of ours and the peer's runs, written as one file."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -78,7 +79,54 @@ class Counts:
         return self.rows
 
 
-def write(theme: str, tables: Sequence[Table | Counts], *, notes: str, packages: str) -> None:
+@dataclass(frozen=True)
+class Bar:
+    """What was asked for, and what was measured."""
+
+    what: str
+    measured: float
+    """NaN where a peer that it takes is missing."""
+    bar: float
+    is_ceiling: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Whether it was reached."""
+        if math.isnan(self.measured):
+            return "not measured"
+        reached = self.measured <= self.bar if self.is_ceiling else self.measured >= self.bar
+        return "reached" if reached else "missed"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The bars of a benchmark: they come first in its result."""
+
+    rows: Sequence[Bar]
+    unit: str = "bars"
+
+    def to_lines(self) -> list[str]:
+        """The table in Markdown."""
+        rows = [
+            f"| {row.what} | {row.measured:.3g} | {'at most' if row.is_ceiling else 'at least'} "
+            f"{row.bar:g} | {row.verdict} |"
+            for row in self.rows
+        ]
+        return ["| | measured | bar | |", "|---|---|---|---|", *rows, ""]
+
+    def told(self) -> Mapping[str, object]:
+        """What the JSON line says; null: not measured."""
+        return {row.what: None if math.isnan(row.measured) else row.measured for row in self.rows}
+
+
+def write(
+    theme: str,
+    tables: Sequence[Table | Counts | Bars],
+    *,
+    notes: str,
+    packages: str,
+    is_kept: bool = True,
+) -> None:
     """Write results/<theme>_<hardware>_<date>.md and print one JSON line.
 
     Args:
@@ -86,6 +134,7 @@ def write(theme: str, tables: Sequence[Table | Counts], *, notes: str, packages:
         tables: One for each unit.
         notes: What was done, in Markdown.
         packages: Names, separated by spaces, whose versions matter.
+        is_kept: Whether there is a file; a quick run is only printed.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     cores = os.cpu_count()
@@ -105,12 +154,13 @@ def write(theme: str, tables: Sequence[Table | Counts], *, notes: str, packages:
             *(line for table in tables for line in table.to_lines()),
         ]
     )
-    FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{theme}_cpu{cores}_{date}.md"
-    path.write_text(text)
+    if is_kept:
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(text)
     told: Mapping[str, object] = {
         "theme": theme,
-        "file": path.name,
+        "file": path.name if is_kept else "",
         **{table.unit: table.told() for table in tables},
     }
     sys.stdout.write(text + "\n" + json.dumps(told) + "\n")

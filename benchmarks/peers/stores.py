@@ -63,9 +63,9 @@ def run(operations: dict[str, Act], asked: dict[str, str]) -> None:
 
 def millrace(bucket: str) -> tuple[dict[str, Act], str]:
     """Ours, with proofs as the pipeline reads, and a patience that fits the benchmark's budget."""
-    from millrace.deadline import Patience  # noqa: PLC0415  each client loads only its own packages
-    from millrace.errors import CorruptError  # noqa: PLC0415
-    from millrace.storage import FsspecStorage, StoredFile  # noqa: PLC0415
+    from millrace.deadline import Patience
+    from millrace.errors import CorruptError
+    from millrace.storage import FsspecStorage, StoredFile
 
     storage = FsspecStorage(f"s3://{bucket}", Patience(attempt_seconds=4.0, total_seconds=16.0))
 
@@ -94,7 +94,7 @@ def millrace(bucket: str) -> tuple[dict[str, Act], str]:
 
 def s3fs(bucket: str) -> tuple[dict[str, Act], str]:
     """The fsspec file system for S3."""
-    import s3fs as package  # noqa: PLC0415  each client loads only its own packages
+    import s3fs as package
 
     # A client of its own for each operation: botocore counts failures against later attempts.
     def fresh() -> Any:
@@ -119,7 +119,7 @@ def s3fs(bucket: str) -> tuple[dict[str, Act], str]:
 
 def boto3(bucket: str) -> tuple[dict[str, Act], str]:
     """Amazon's own client."""
-    import boto3 as package  # noqa: PLC0415  each client loads only its own packages
+    import boto3 as package
 
     # A client of its own for each operation: botocore counts failures against later attempts.
     def fresh() -> Any:
@@ -149,8 +149,8 @@ def boto3(bucket: str) -> tuple[dict[str, Act], str]:
 
 def obstore(bucket: str) -> tuple[dict[str, Act], str]:
     """The Rust object_store crate's client."""
-    import obstore as package  # noqa: PLC0415  each client loads only its own packages
-    from obstore.store import S3Store  # noqa: PLC0415
+    import obstore as package
+    from obstore.store import S3Store
 
     store = S3Store(
         bucket,
