@@ -7,24 +7,17 @@ thread. S3 is OpenStack Swift on this machine; without it only the local folder 
 """
 
 import importlib.util
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from os import getpid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from s3fs import S3FileSystem
 
 from benchmarks import data_sets
-from benchmarks.contest import ROOT, Asked, Outcome, Setting, Told, hold, parse, run, settings_lines
+from benchmarks.contest import Asked, Outcome, Setting, Told, hold, parse, run, settings_lines
 from benchmarks.result import Bar, Bars, Series, Table, write
-from tests.services.server import await_ports
-from tests.services.swift import plan, s3_environment
+from benchmarks.s3_server import s3_server
 
 SHARD_BYTES = 16 * 2**20
 WRITERS = ("millrace", "mds", "litdata", "litdata_tokens", "webdataset", "parquet", "lance")
@@ -49,9 +42,9 @@ MEASURES = {
 }
 Found = Mapping[str, Mapping[str, Outcome]]
 """Outcomes by data set and contestant."""
-NOTES = f"""Each contestant reads shuffled epochs in batches of 256 in a fresh process, in turn, from
-shards of {SHARD_BYTES >> 20} MiB. Imports come before the clock, opening after its start. The first
-epoch fills the library's own cache on the local disk; steady epochs follow, for 1.5 s or more, each
+NOTES = f"""Each contestant reads shuffled epochs in batches of 256 in a fresh process, in turn,
+from shards of {SHARD_BYTES >> 20} MiB. Imports come before the clock, opening after its start. The
+first epoch fills the library's own cache on the local disk; steady epochs follow, for 1.5 s or more, each
 6 s at the most. CPU seconds are those of all processes of the client. Peers were tried with 0, 1
 and 2 loader processes and went on with the fastest; those that no bar names (WebDataset, Hugging
 Face datasets, Lance) ran once in each setting. All processes have the allocator's settings of
@@ -149,29 +142,12 @@ def _contest_on_s3(asked: Asked, local: Found, work: Path) -> Found:
         clear = lambda: shutil.rmtree(cache, ignore_errors=True)  # noqa: E731
         return hold(contestants, asked.runs, _speed, before=clear)
 
-    with _swift(work / "swift") as url:
+    with s3_server() as url:
         filesystem = S3FileSystem()
         for folder in (work / "shards").iterdir():
             if folder.name.startswith(("millrace", *RIVALS)):
                 filesystem.put(f"{folder}/", f"{url}/{folder.name}/", recursive=True)
         return {data: contest(data, url) for data in local}
-
-
-@contextmanager
-def _swift(folder: Path) -> Iterator[str]:
-    """A bucket on an S3 server of this machine, which the environment names."""
-    folder.mkdir()
-    planned = plan(folder)
-    (folder / "plan.json").write_text(json.dumps(asdict(planned)))
-    argv = [sys.executable, "-m", "tests.services.keeper", str(getpid()), str(folder)]
-    keeper = subprocess.Popen(argv, cwd=ROOT)
-    try:
-        await_ports(planned.ports, lambda: keeper.poll() is None, folder)
-        with s3_environment(planned.ports[-1]) as bucket:
-            yield f"s3://{bucket}"
-    finally:
-        keeper.terminate()
-        keeper.wait()
 
 
 def _speed(told: Told) -> float:
