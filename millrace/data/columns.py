@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,8 +83,9 @@ class Ragged:
         """Bytes of offsets and data."""
         return self.offsets.nbytes + self.data.nbytes
 
-    def to_arrow(self) -> pa.LargeBinaryArray:
-        """The same memory as an Arrow array."""
+    @cached_property
+    def arrow(self) -> pa.LargeBinaryArray:
+        """The same memory as an Arrow array; kept, for Arrow looks at every offset to make it."""
         buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.data)]
         return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers)
 
@@ -102,16 +105,17 @@ class Ragged:
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Ragged":
         """The entries at `indices`, copied together."""
-        return Ragged.from_arrow(self.to_arrow().take(pa.array(indices)))
+        return Ragged.from_arrow(self.arrow.take(pa.array(indices)))
 
     def tolist(self) -> list[bytes]:
         """Every entry as bytes."""
-        values: list[bytes] = self.to_arrow().to_pylist()
-        return values
+        whole = self.data.tobytes()
+        return [whole[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def texts(self) -> list[str]:
         """Every entry as text; UnicodeDecodeError if one is not UTF-8."""
-        return [str(value, "utf-8") for value in self.tolist()]
+        whole = self.data.data
+        return [str(whole[start:end], "utf-8") for start, end in pairwise(self.offsets.tolist())]
 
 
 Column = Array | Ragged
@@ -143,12 +147,14 @@ def take(columns: Mapping[str, Any], indices: npt.NDArray[np.int64]) -> Columns:
 
 
 def join(parts: Iterable[Mapping[str, Any]]) -> Columns:
-    """The samples of all parts, one after the other, copied."""
+    """The samples of all parts, one after the other; copied, unless there is only one."""
     listed = list(parts)
     return {name: _join([part[name] for part in listed]) for name in listed[0]}
 
 
 def _join(parts: Sequence[Column]) -> Column:
+    if len(parts) == 1:
+        return parts[0]
     ragged = [part for part in parts if isinstance(part, Ragged)]
     if not ragged:
         return np.concatenate(parts)  # type: ignore[arg-type]  # none of them is ragged

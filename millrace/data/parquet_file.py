@@ -83,7 +83,7 @@ def _build_schema(fields: Mapping[str, Field]) -> pa.Schema:
 
 def _to_arrow(column: Any, kind: pa.DataType) -> pa.Array:
     if isinstance(column, Ragged):
-        return column.to_arrow().cast(kind)
+        return column.arrow.cast(kind)
     flat = pa.array(np.ascontiguousarray(column).reshape(-1))
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
