@@ -49,17 +49,17 @@ MEASURES = {
 }
 Found = Mapping[str, Mapping[str, Outcome]]
 """Outcomes by data set and contestant."""
-NOTES = f"""Each contestant reads shuffled epochs in batches of 256 in a fresh process, in turn, from
-shards of {SHARD_BYTES >> 20} MiB. Imports come before the clock, opening after its start. The first
-epoch fills the library's own cache on the local disk; steady epochs follow, for 1.5 s or more, each
-6 s at the most. CPU seconds are those of all processes of the client. Peers were tried with 0, 1
-and 2 loader processes and went on with the fastest; those that no bar names (WebDataset, Hugging
-Face datasets, Lance) ran once in each setting. All processes have the allocator's settings of
-Millrace's own (`millrace/launch.py`). `zstd` decodes the frames of ours from memory in one thread
-and drops them: the limit. litdata by default shuffles runs of 256 samples and Lance whole batches:
-neither mixes. Hugging Face datasets and WebDataset (plain tar) mix 1000 samples. On S3 a peer has
-the setting that was the best locally; the server shares these cores. Bars against litdata take the
-better of its two item loaders."""
+NOTES = f"""Each contestant reads shuffled epochs in batches of 256 in a fresh process, in turn,
+from shards of {SHARD_BYTES >> 20} MiB. Imports come before the clock, opening after its start.
+The first epoch fills the library's own cache on the local disk; steady epochs follow, for 1.5 s
+or more, each 6 s at the most. CPU seconds are those of all processes of the client. Peers were
+tried with 0, 1 and 2 loader processes and went on with the fastest; those that no bar names
+(WebDataset, Hugging Face datasets, Lance) ran once in each setting. All processes have the
+allocator's settings of Millrace's own (`millrace/launch.py`). `zstd` decodes the frames of ours
+from memory in one thread and drops them: the limit. litdata by default shuffles runs of 256
+samples and Lance whole batches: neither mixes. Hugging Face datasets and WebDataset (plain tar)
+mix 1000 samples. On S3 a peer has the setting that was the best locally; the server shares these
+cores. Bars against litdata take the better of its two item loaders."""
 
 
 def main() -> None:

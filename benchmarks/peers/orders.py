@@ -11,7 +11,7 @@ import random
 import resource
 import sys
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -55,7 +55,7 @@ class Numbered:
     samples_per_frame: Samples
     frame_bytes: Samples
     chunk_starts: Samples
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from millrace.data.columns import Field

@@ -112,7 +112,7 @@ def zstd(records: Records, _output: str, _shard_bytes: int) -> Contestant:
     import zstandard
 
     name = {"text": "data", "tokens": "tokens", "images": "image"}[records.name]
-    raw = memoryview(records.arrays[name]).cast("B")
+    raw = np.ravel(records.arrays[name]).view(np.uint8).data
 
     def compress(first: int) -> int:
         compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
