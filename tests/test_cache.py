@@ -2,8 +2,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,35 +118,35 @@ ChunkCache(Path(sys.argv[1]), 1000).read("a", 0, 4, fetch)
 """
 
 
-def test_a_process_killed_while_it_fetches_holds_up_nobody(
-    cache: ChunkCache, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", FETCH_AND_DIE, str(tmp_path / "cache")]
+@contextmanager
+def fetching_process(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in the middle of fetching a chunk into the cache."""
+    command = [sys.executable, "-c", FETCH_AND_DIE, str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as process:
         assert process.stdout is not None, "stdout is a pipe"
         process.stdout.readline()
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(cache.read, "a", 0, 4, Fetcher(b"data"))
-            process.kill()
-            assert waiting.result() == b"data"
+        yield process
+        process.kill()
+
+
+def test_a_process_killed_while_it_fetches_holds_up_nobody(
+    cache: ChunkCache, tmp_path: Path
+) -> None:
+    with fetching_process(tmp_path / "cache") as process, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cache.read, "a", 0, 4, Fetcher(b"data"))
+        process.kill()
+        assert waiting.result() == b"data"
 
 
 def test_a_process_that_stalls_while_it_fetches_is_not_waited_for_for_ever(
     cache: ChunkCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caches, "WAIT_SECONDS", 0.05)
-    command = [sys.executable, "-c", FETCH_AND_DIE, str(tmp_path / "cache")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
-    ) as process:
-        assert process.stdout is not None, "stdout is a pipe"
-        process.stdout.readline()
 
+    with fetching_process(tmp_path / "cache"):
         assert cache.read("a", 0, 4, Fetcher(b"data")) == b"data"
-
-        process.kill()
 
 
 def test_a_folder_that_cannot_be_made_costs_the_cache_alone(
