@@ -29,6 +29,8 @@ MIX_BYTES = 64 * 2**20
 """Raw bytes of the frames whose samples are mixed at a time, over all lanes."""
 LANES = 8
 LANE_CHUNKS = 8
+START_CHUNKS = 4
+"""At least so many, over all lanes, are mixed from the first batch on."""
 PERIOD = 1024
 """Places after which a mixture's pattern repeats: shares are exact to a thousandth."""
 _GAMMA = 0x9E3779B97F4A7C15
@@ -227,12 +229,13 @@ class Epoch:
     def _window_bounds(self, lane: int, num_chunks: int) -> list[int]:
         """Where windows begin, in chunks of the lane.
 
-        The first window is one chunk, so that the first batch comes soon; the second is shorter the
+        The first window is short, so that the first batch comes soon; the second is shorter the
         lower the lane, so that lanes do not all refill at once.
         """
         size = self._window_chunks
-        second = 1 + max(1, size * (lane + 1) // self._lanes)
-        return sorted({0, 1, *range(second, num_chunks, size), num_chunks})
+        first = min(num_chunks, max(1, START_CHUNKS // self._lanes))
+        second = first + max(1, size * (lane + 1) // self._lanes)
+        return sorted({0, first, *range(second, num_chunks, size), num_chunks})
 
     def _parts(self, places: range, low: int, high: int) -> list[tuple[int, int, int]]:
         """Frames of the chunks at `places` of the permutation, cut to samples [low, high)."""
