@@ -7,9 +7,11 @@ thread. S3 is OpenStack Swift on this machine; without it only the local folder 
 """
 
 import importlib.util
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from s3fs import S3FileSystem
@@ -138,7 +140,7 @@ def _contest_on_s3(asked: Asked, local: Found, work: Path) -> Found:
                 argv = ("benchmarks.peers.read_shards", name, data, *where, outcome.best[0])
                 python = "" if name == "millrace" else asked.peer_python
                 contestants[name] = [Setting(argv, python, outcome.best)]
-        clear = lambda: shutil.rmtree(cache, ignore_errors=True)  # noqa: E731
+        clear = partial(shutil.rmtree, cache, ignore_errors=True)
         return hold(contestants, asked.runs, _speed, before=clear)
 
     with s3_server() as url:
@@ -181,7 +183,7 @@ def _bars(local: Found, remote: Found, order: Outcome) -> list[Bar]:
 def _ratio(found: Mapping[str, Outcome], measure: str, peer: str = "litdata") -> float:
     """Ours to the better of the peer's ways; NaN without the peer."""
     theirs = [one.median(measure) for name, one in found.items() if name.startswith(peer)]
-    known = [value for value in theirs if value == value]  # noqa: PLR0124  NaN is not itself
+    known = [value for value in theirs if not math.isnan(value)]
     return found["millrace"].median(measure) / max(known, default=float("nan"))
 
 
