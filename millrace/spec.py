@@ -112,11 +112,21 @@ class TrainSpec(Frozen):
     ranks: PositiveInt = 2
     """Data-parallel processes; must divide the batch."""
     learning_rate: PositiveFloat = 1e-3
-    """Peak rate of AdamW."""
+    """Peak rate of the optimizer."""
     weight_decay: Annotated[float, Field(ge=0), NUMBER] = 0.01
     """Of matrices; vectors and embeddings are not decayed."""
     warmup: Fraction = 0.1
-    """Share of the steps in which the rate rises; it then falls to 0 along a cosine."""
+    """Share of the steps in which the rate rises; it then falls to 0 by `schedule`."""
+    schedule: Annotated[
+        Literal["cosine", "wsd"], Field(exclude_if=lambda name: name == "cosine")
+    ] = "cosine"
+    """`cosine` falls from the peak on; `wsd` stays at it and falls in the last fifth of the steps
+    (warmup, stable, decay)."""
+    optimizer: Annotated[
+        Literal["adamw", "muon"], Field(exclude_if=lambda name: name == "adamw")
+    ] = "adamw"
+    """`muon` orthogonalizes the updates of hidden matrices and leaves embeddings, the last layer
+    and vectors to AdamW; the same `learning_rate` is for both."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     seed: NonNegativeInt = 0
@@ -315,7 +325,8 @@ class PipelineSpec(Frozen):
 
     def values_at(self, paths: Iterable[str]) -> dict[str, Scalar]:
         """The spec's own value of each field path."""
-        parts = {"network": self.network.model_dump(), "train": self.train.model_dump()}
+        train = {name: getattr(self.train, name) for name in TrainSpec.model_fields}
+        parts = {"network": self.network.model_dump(), "train": train}
         found: dict[str, Scalar] = {}
         for path in paths:
             part, _, field = path.partition(".")

@@ -49,6 +49,8 @@ class Progress:
     done: int = 0
     every_seconds: float = 5.0
     usd_per_hour: float = 0.0
+    seconds_before: float = 0.0
+    """Of earlier attempts: they have cost money too."""
     started: float = field(default_factory=time.monotonic)
     _start_at: int = field(init=False)
     _said: float = field(init=False)
@@ -58,10 +60,22 @@ class Progress:
 
     def step(self, passed: T, **fields: Any) -> T:
         """Count one, say so if it is time, and hand `passed` on."""
+        is_due = self.is_due()
         self.done += 1
-        if time.monotonic() - self._said >= self.every_seconds or self.done == self.total:
+        if is_due:
             self.tell(**fields)
         return passed
+
+    def is_due(self) -> bool:
+        """Whether the next step will say so."""
+        is_late = time.monotonic() - self._said >= self.every_seconds
+        return is_late or self.done + 1 == self.total
+
+    @property
+    def usd(self) -> float:
+        """Dollars so far, of earlier attempts too."""
+        seconds = self.seconds_before + time.monotonic() - self.started
+        return seconds / 3600 * self.usd_per_hour
 
     def tell(self, **fields: Any) -> None:
         """Emit how far it is, with whatever else is to be said."""
@@ -75,6 +89,6 @@ class Progress:
             total=self.total,
             per_second=round(rate, 3),
             eta_seconds=round((self.total - self.done) / max(rate, 1e-9), 1),
-            usd=round(elapsed / 3600 * self.usd_per_hour, 6),
+            usd=round(self.usd, 6),
             **fields,
         )

@@ -5,13 +5,13 @@ Trainer.run_to(step) --> batches of the stream --> updates
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from millrace.data.columns import Columns, take
 from millrace.data.images import decoded
@@ -26,8 +26,12 @@ from millrace.models.facts import DataFacts
 from millrace.spec import TrainSpec
 from millrace.storage import Storage
 from millrace.train.checkpoint import Checkpoints, Place
-from millrace.train.objective import build_objective, mean_loss, to_batch
+from millrace.train.feed import Feed, parts
+from millrace.train.meter import Spent
+from millrace.train.objective import Batch, Scores, build_objective, mean_loss, to_batch
 from millrace.train.optim import build_optimizer, learning_rate, set_learning_rate
+from millrace.train.parallel import accumulating, lay_out, precise
+from millrace.train.strategy import Strategy
 from millrace.train.world import World
 
 CURVE_POINTS = 100
@@ -90,11 +94,20 @@ class Trainer:
         data: The splits.
         world: This process among the ranks.
         steps: Updates the schedule is laid out for, where that is not the spec's own number.
+        strategy: How the network is laid out; by default whole, in float32, not compiled.
     """
 
-    def __init__(self, job: Job, data: TrainingData, world: World, *, steps: int = 0) -> None:
+    def __init__(
+        self,
+        job: Job,
+        data: TrainingData,
+        world: World,
+        *,
+        steps: int = 0,
+        strategy: Strategy = Strategy(),  # noqa: B008  frozen
+    ) -> None:
         spec = job.spec.train
-        self._spec, self._world = spec, world
+        self._spec, self._world, self._strategy = spec, world, strategy
         self.steps = steps or spec.steps
         self.step = 0
         self.curve: list[Point] = []
@@ -103,9 +116,9 @@ class Trainer:
         self._objective = build_objective(job.spec.task)
         self._data = data
         torch.manual_seed(spec.seed)
-        self.network = build_network(job.spec.network, data.facts, job.folder).to(world.device)
+        self.network = build_network(job.spec.network, data.facts, job.folder)
+        self._model = lay_out(self.network, strategy, world)
         self.optimizer = build_optimizer(self.network, spec)
-        self._replica = DistributedDataParallel(self.network) if world.size > 1 else self.network
         self._stream = Stream(
             data.train,
             spec.batch,
@@ -113,7 +126,11 @@ class Trainer:
             rank=world.rank,
             world_size=world.size,
         )
+        self._feed = Feed(self._stream, world.device)
         self._curve_every = max(1, self.steps // CURVE_POINTS)
+        self.spent = Spent()
+        self.gradient_norm = torch.zeros((), device=world.device)
+        """Of the last update, before clipping."""
         self._recent = torch.zeros(2, dtype=torch.float64, device=world.device)
 
     @property
@@ -162,28 +179,47 @@ class Trainer:
         Raises:
             TrainingError: The loss is no finite number.
         """
-        self._stream.seek(self.step)
+        self._feed.seek(self.step)
         while self.step < step:
+            start, waited = time.perf_counter(), self._feed.waited_seconds
             self._update()
             if self.step % self._curve_every == 0 or self.step == step:
                 self._extend_curve()
+            waited = self._feed.waited_seconds - waited
+            self.spent += Spent(1, time.perf_counter() - start, waited)
             after_step()
 
     def _update(self) -> None:
+        self._seed_dropout()
+        self.network.train()
+        batch = self._feed.take()
+        self._differentiate(batch)
+        self._descend()
+        self._feed.fetch()  # the device still has this step to do
+        self.step += 1
+
+    def _seed_dropout(self) -> None:
         # The random state is a function of the step, so that a resumed run draws the same dropout.
         seed = np.random.SeedSequence([self._spec.seed, self.step, self._world.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
-        batch = to_batch(next(self._stream), self._world.device)
-        self.network.train()
-        scores = self._objective.scores(self._replica, batch)
-        share = self._spec.batch // self._world.size
-        mean_loss(scores, share, self._data.weight_per_sample).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-        nn.utils.clip_grad_norm_(self.network.parameters(), self._spec.clip)
+
+    def _differentiate(self, batch: Batch) -> None:
+        """Gradients of a batch, by microbatches, averaged over the ranks."""
+        share, number = self._spec.batch // self._world.size, self._strategy.microbatches
+        for i, part in enumerate(parts(batch, number), 1):
+            with accumulating(self._model, is_last=i == number):
+                with precise(self._strategy, self._world.device):
+                    scores = self._objective.scores(self._model, part)
+                mean_loss(scores, share, self._data.weight_per_sample).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+            self._recent += torch.stack([scores.loss_B.detach().sum(), scores.weight_B.sum()])
+
+    def _descend(self) -> None:
+        """Clip the gradients and update."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._spec.clip)
+        self.gradient_norm = norm.detach()
         set_learning_rate(self.optimizer, learning_rate(self.step, self._spec, self.steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._recent += torch.stack([scores.loss_B.detach().sum(), scores.weight_B.sum()])
-        self.step += 1
 
     def _extend_curve(self) -> None:
         """Add the mean loss since the last point; here, as in `place`, the device is waited for."""
@@ -200,17 +236,34 @@ class Trainer:
         """
         self.network.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self._world.device)
-        with torch.inference_mode():
+        is_sharded = self._strategy.parallel == "fsdp"
+        # Sharded parameters are gathered in the forward; that needs more than inference_mode has.
+        with torch.no_grad() if is_sharded else torch.inference_mode():
             chosen = _selection(self._data.validation, self._spec, self._world)
+            rounds = 0
             for columns in decoded(chosen, self._data.validation.fields):
-                scores = self._objective.scores(self.network, to_batch(columns, self._world.device))
+                rounds += 1
+                scores = self._score(columns)
                 for i, part in enumerate((scores.loss_B, scores.metric_B, scores.weight_B)):
                     sums[i] += part.sum()
+            if is_sharded:
+                self._keep_up(rounds)
         loss, metric, weight = self._world.sum(sums).tolist()
         self._refuse_nonfinite(loss / weight, "validation loss")
         found = {"validation_loss": loss / weight, self._objective.metric: metric / weight}
         self.curve.append({"step": self.step, **found})
         return found
+
+    def _score(self, columns: Columns) -> Scores:
+        with precise(self._strategy, self._world.device):
+            return self._objective.scores(self.network, to_batch(columns, self._world.device))
+
+    def _keep_up(self, rounds: int) -> None:
+        """Go through as many forwards as the rank that has most: all gather its parameters."""
+        most = self._world.rows(torch.tensor(rounds, device=self._world.device)).max()
+        for _ in range(rounds, int(most)):
+            frame = self._data.validation.frame(0)
+            self._score(take(frame, np.arange(1)))
 
     def close(self) -> None:
         """Stop the stream's threads."""

@@ -15,13 +15,19 @@ from millrace.spec import LanguageModelTask, Task
 Batch = dict[str, Tensor]
 
 
-def to_batch(columns: Columns, device: torch.device) -> Batch:
-    """The tensors of a batch; record ids are left out, torch has no arithmetic for them."""
-    return {
-        name: torch.from_numpy(np.require(column, requirements="W")).to(device, non_blocking=True)
+def to_batch(columns: Columns, device: torch.device, *, pinned: bool = False) -> Batch:
+    """The tensors of a batch; record ids are left out, torch has no arithmetic for them.
+
+    From pinned memory a copy to a GPU goes on beside its computing.
+    """
+    tensors = {
+        name: torch.from_numpy(np.require(column, requirements="W"))
         for name, column in columns.items()
         if name != "record"
     }
+    if pinned:
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

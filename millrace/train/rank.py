@@ -1,18 +1,21 @@
 """One rank of a training: resume, train, save, and publish the checkpoint at the end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from millrace import manifest as manifests
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
 from millrace.storage import FsspecStorage, StoredFile
-from millrace.telemetry import Progress, emit, log
+from millrace.telemetry import emit, log
 from millrace.train.checkpoint import NOUN, WEIGHTS, Checkpoints, weights_to_bytes
+from millrace.train.choice import settle
 from millrace.train.loop import Trainer, TrainingData
+from millrace.train.watch import Watch, scale_of
 from millrace.train.world import World
 
 
@@ -26,7 +29,9 @@ def run_rank(job: Job) -> None:
     try:
         checkpoints = Checkpoints(storage, job.pipeline, job.key)
         data = TrainingData.load(storage, shards, job.spec.train.mix)
-        with closing(data), closing(Trainer(job, data, world)) as trainer:
+        choice = settle(job, data, world, storage, job.spec.train.steps)
+        strategy = choice.strategy
+        with closing(data), closing(Trainer(job, data, world, strategy=strategy)) as trainer:
             trainer.resume(checkpoints)
             resumed_at = trainer.step
             if world.is_first and resumed_at:
@@ -36,10 +41,13 @@ def run_rank(job: Job) -> None:
             def spent() -> float:
                 return trainer.seconds_before + time.perf_counter() - start
 
-            _train(job, trainer, checkpoints, world, spent)
+            watch = Watch(job, storage, trainer, scale_of(job, data, choice, world), world)
+            _train(job, trainer, checkpoints, world, spent, watch)
+            watch.close()
             if world.is_first:
                 took = _Took(resumed_at, time.perf_counter() - began, spent())
-                _publish(job, storage, shards, trainer, code, took)
+                told = watch.measured() | {"strategy": strategy.model_dump()}
+                _publish(job, storage, shards, trainer, code, took, told)
                 checkpoints.clear()
             world.wait()
     finally:
@@ -63,15 +71,9 @@ def _train(
     checkpoints: Checkpoints,
     world: World,
     spent: Callable[[], float],
+    watch: Watch,
 ) -> None:
     spec = job.spec.train
-    progress = Progress(
-        "steps",
-        total=trainer.steps,
-        done=trainer.step,
-        every_seconds=2.0,
-        usd_per_hour=job.usd_per_hour,
-    )
 
     def after_step() -> None:
         is_last = trainer.step == trainer.steps
@@ -79,9 +81,7 @@ def _train(
             found = trainer.validate()
             if world.is_first:
                 emit("validation", step=trainer.step, **found)
-        if world.is_first:
-            last = next((p for p in reversed(trainer.curve) if "train_loss" in p), {})
-            progress.step(None, train_loss=last.get("train_loss", 0.0))
+        watch.step()
         if not is_last and trainer.step % spec.checkpoint_every == 0:
             place = trainer.place(spent())
             if world.is_first:
@@ -98,6 +98,7 @@ def _publish(
     trainer: Trainer,
     code: str,
     took: _Took,
+    told: Mapping[str, Any],
 ) -> None:
     path = f"{manifests.folder(job.pipeline, NOUN, job.key)}/{WEIGHTS}"
     file = StoredFile.written(storage, path, weights_to_bytes(trainer.network))
@@ -116,6 +117,7 @@ def _publish(
         "steps_per_second": steps_per_second,
         "samples_per_second": steps_per_second * job.spec.train.batch,
         "device": str(trainer.device),
+        **told,
     }
     made = manifests.publish(
         storage,

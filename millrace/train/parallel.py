@@ -1,0 +1,96 @@
+"""A network under a strategy: sharded or replicated, compiled, its blocks recomputed.
+
+The parameters keep their names under every strategy, so that state dicts fit all of them.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from millrace.models.parts import blocks_of
+from millrace.train.strategy import Strategy
+from millrace.train.world import World
+
+
+def lay_out(network: nn.Module, strategy: Strategy, world: World) -> nn.Module:
+    """Bring a network to its device, in place, and return what is to be called in training.
+
+    Args:
+        network: On the CPU; its own parameters are the ones that are trained.
+        strategy: How.
+        world: This process among the ranks.
+    """
+    if strategy.is_recomputing:
+        recompute_blocks(network)
+    if strategy.parallel == "fsdp" and world.size > 1:
+        _shard(network, strategy, world)
+        return network
+    network.to(world.device)
+    model: nn.Module = torch.compile(network) if strategy.is_compiled else network  # type: ignore[assignment]  # it returns a module for a module
+    if world.size == 1:
+        return model
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    settle_buckets(replica)
+    return replica
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Keep only the inputs of blocks for the backward (Chen et al. 2016)."""
+    for block in blocks_of(network):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _shard(network: nn.Module, strategy: Strategy, world: World) -> None:
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    dtype = torch.bfloat16 if strategy.precision == "bfloat16" else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for part in (*blocks_of(network), network):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+
+
+class _Touch(nn.Module):
+    """Stands in for a network in one backward that gives each parameter a gradient of zeros."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self._trained = tuple(parameters)
+
+    def forward(self) -> Tensor:
+        return torch.stack([parameter.sum() for parameter in self._trained]).sum() * 0.0
+
+
+def settle_buckets(replica: DistributedDataParallel) -> None:
+    """Lay the buckets of gradients out for good, before the first step.
+
+    DDP lays them out anew after its first backward, by the order in which gradients came. With
+    three ranks or more a gradient's place in its bucket decides the order in which the ranks'
+    values are added, so the first step of a resumed process would differ in its last bits from
+    the same step of an unbroken one. Here both go through a first backward of zeros.
+    """
+    network = replica.module
+    replica.module = _Touch([p for p in network.parameters() if p.requires_grad])
+    replica().backward()
+    replica.module = network
+    network.zero_grad(set_to_none=True)
+
+
+def accumulating(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """For one microbatch: gradients are averaged over the ranks in the last one only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+    elif isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def precise(strategy: Strategy, device: torch.device) -> torch.autocast:
+    """The context of a forward."""
+    is_bfloat16 = strategy.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16)

@@ -1,0 +1,210 @@
+"""Short measurements before a training: its bytes, its FLOPs and how fast its microbatches go.
+
+All of it happens on a network of its own that is thrown away: the one that is trained begins with
+untouched weights, buffers and random state.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from millrace.data.columns import take
+from millrace.data.images import decoded
+from millrace.job import Job
+from millrace.models.build import build_network
+from millrace.models.parts import blocks_of
+from millrace.train.loop import TrainingData
+from millrace.train.objective import Batch, build_objective, mean_loss, to_batch
+from millrace.train.parallel import precise, recompute_blocks
+from millrace.train.strategy import Needs, Strategy
+from millrace.train.world import World
+
+REPEATS = 3
+PEAK_SIZES = {"cpu": 768, "cuda": 8192}
+"""Sides of the matrices whose product tells a device's peak: long enough for its clock."""
+
+
+class Probe:
+    """A network of a job and samples of its data, to measure on.
+
+    Args:
+        job: What will be trained.
+        data: Its splits.
+        world: This process among the ranks.
+    """
+
+    def __init__(self, job: Job, data: TrainingData, world: World) -> None:
+        self._network = build_network(job.spec.network, data.facts, job.folder).train()
+        self._objective = build_objective(job.spec.task)
+        self._share = job.spec.train.batch // world.size
+        self._weight = data.weight_per_sample
+        first = data.validation.frame(0)
+        number = len(next(iter(first.values())))
+        self._columns = next(
+            decoded(
+                iter([take(first, np.arange(min(number, self._share)))]), data.validation.fields
+            )
+        )
+        weights_bytes = _num_bytes(self._network.parameters())
+        free_bytes = _free_bytes(world)
+        # A network that leaves no room for its gradients is looked at on the host.
+        fits = 2 * weights_bytes < free_bytes
+        self._device = world.device if fits else torch.device("cpu")
+        self._network.to(self._device)
+        self._state_bytes, self._free_bytes = 4 * weights_bytes, free_bytes
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def needs(self) -> Needs:
+        """Bytes of its state, and of what one sample's forward keeps."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in self._network.parameters()}
+        kept: dict[int, int] = {}
+        between: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        def look(_: nn.Module, inputs: Sequence[object]) -> None:
+            for value in inputs:
+                if isinstance(value, Tensor):
+                    between[value.data_ptr()] = value.nbytes
+
+        blocks = blocks_of(self._network)
+        hooks = [block.register_forward_pre_hook(look) for block in blocks]
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self._loss(self._network, self._batch(1), Strategy())
+        for hook in hooks:
+            hook.remove()
+        del loss
+        sample_bytes = sum(kept.values())
+        recomputed = sample_bytes // len(blocks) + sum(between.values()) if blocks else sample_bytes
+        return Needs(
+            state_bytes=self._state_bytes,
+            sample_bytes=sample_bytes,
+            recomputed_bytes=min(sample_bytes, recomputed),
+            free_bytes=self._free_bytes,
+        )
+
+    def flops_per_sample(self) -> float:
+        """Floating-point operations of one sample's forward and backward, nothing recomputed."""
+        # Imported here: ranks that take up a training whose FLOPs are known do without.
+        from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+        # The counter knows no formula for the CPU's fused attention, but those of its parts.
+        plain = sdpa_kernel(SDPBackend.MATH) if self._device.type == "cpu" else nullcontext()
+        with plain, FlopCounterMode(display=False) as counter:
+            self._loss(self._network, self._batch(1), Strategy()).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        self._network.zero_grad(set_to_none=True)
+        return float(counter.get_total_flops())
+
+    def recompute(self) -> None:
+        """From now on recompute the inside of blocks."""
+        recompute_blocks(self._network)
+
+    def paces(self, strategies: Sequence[Strategy]) -> list[float]:
+        """Seconds of a microbatch, forward and backward, under each strategy: the best of a few.
+
+        They are tried in turn, so that a busy moment of the machine does not hit one alone.
+        """
+        models = [self._model(strategy) for strategy in strategies]
+        batch = self._batch(math.ceil(self._share / strategies[0].microbatches))
+        best = [math.inf] * len(strategies)
+        for turn in range(1 + REPEATS):  # the first warms up
+            for number, (model, strategy) in enumerate(zip(models, strategies, strict=True)):
+                start = self._now()
+                self._loss(model, batch, strategy).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+                self._network.zero_grad(set_to_none=True)
+                seconds = self._now() - start
+                if turn:
+                    best[number] = min(best[number], seconds)
+        return best
+
+    def compiled_pace(self, strategy: Strategy) -> tuple[float, float]:
+        """Seconds of a microbatch compiled, and what compiling took."""
+        start = time.perf_counter()
+        batch = self._batch(math.ceil(self._share / strategy.microbatches))
+        self._loss(self._model(strategy), batch, strategy).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        compile_seconds = self._now() - start
+        return self.paces([strategy])[0], compile_seconds
+
+    def fitted(self, strategy: Strategy) -> Strategy:
+        """The strategy with as many microbatches as a trial shows to fit the device's memory."""
+        if self._device.type == "cpu":  # the system would kill the process instead of refusing
+            return strategy
+        moments = torch.empty(self._state_bytes // 2, dtype=torch.uint8, device=self._device)
+        while True:
+            try:
+                self.paces([strategy])
+            except torch.OutOfMemoryError:
+                if strategy.microbatches >= self._share:
+                    raise
+                torch.cuda.empty_cache()
+                parts = min(self._share, 2 * strategy.microbatches)
+                strategy = strategy.model_copy(update={"microbatches": parts})
+            else:
+                del moments
+                return strategy
+
+    def _model(self, strategy: Strategy) -> nn.Module:
+        """The network as this strategy calls it; compiled once."""
+        if not strategy.is_compiled:
+            return self._network
+        if self._compiled is None:
+            self._compiled = torch.compile(self._network)
+        return self._compiled
+
+    def _loss(self, model: nn.Module, batch: Batch, strategy: Strategy) -> Tensor:
+        with precise(strategy, self._device):
+            scores = self._objective.scores(model, batch)
+        return mean_loss(scores, self._share, self._weight)
+
+    def _batch(self, size: int) -> Batch:
+        """So many samples, the known ones again and again."""
+        number = len(next(iter(self._columns.values())))
+        return to_batch(take(self._columns, np.arange(size) % number), self._device)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # what was asked for is to be timed, not the asking
+        return time.perf_counter()
+
+
+def peak_flops_per_second(device: torch.device, precision: str) -> float:
+    """What a rank reaches in a large matrix product of this precision."""
+    side = PEAK_SIZES.get(device.type, PEAK_SIZES["cpu"])
+    left = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
+    best = math.inf
+    for _ in range(2 + REPEATS):
+        start = time.perf_counter()
+        torch.mm(left, left)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _free_bytes(world: World) -> int:
+    """Free memory of the rank's device; of a machine without a GPU, its part of the machine's."""
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    try:
+        table = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = int(dict(line.split(":", 1) for line in table)["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: half of all is a guess
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
