@@ -1,12 +1,9 @@
-"""The peer of `ngram_copy`: a small pre-norm GPT over bytes, as most would write it."""
+"""A peer: a small pre-norm GPT over bytes or token ids, as most would write it."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from millrace.models.facts import DataFacts
-
-V = 256
-START = 256
 
 
 class Block(nn.Module):
@@ -32,29 +29,29 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Logits of each byte from those before it, `window` bytes at a time."""
+    """Logits of each byte or token id from those before it, `window` of them at a time."""
 
     def __init__(
         self, facts: DataFacts, *, width: int, depth: int, heads: int, window: int
     ) -> None:
         super().__init__()
         assert facts.shape[0] % window == 0, "the window divides the block"
-        self.window = window
-        self.bytes = nn.Embedding(V + 1, width)
+        self.window, self.start = window, facts.num_classes
+        self.tokens = nn.Embedding(self.start + 1, width)
         self.position = nn.Embedding(window, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.logits = nn.Linear(width, V)
+        self.logits = nn.Linear(width, self.start)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, T, 256): those at position t depend on the bytes before t in its window."""
+        """Logits (B, T, V): those at position t depend on what is before t in its window."""
         tokens_NW = tokens_BT.view(-1, self.window)
-        before_NW = F.pad(tokens_NW.long()[:, :-1], (1, 0), value=START)
-        h_NWD = self.bytes(before_NW) + self.position.weight
+        before_NW = F.pad(tokens_NW.long()[:, :-1], (1, 0), value=self.start)
+        h_NWD = self.tokens(before_NW) + self.position.weight
         for block in self.blocks:
             h_NWD = block(h_NWD)
         logits_NWV: Tensor = self.logits(self.norm(h_NWD))
-        return logits_NWV.view(*tokens_BT.shape, V)
+        return logits_NWV.view(*tokens_BT.shape, self.start)
