@@ -33,6 +33,7 @@ import os
 import signal
 import threading
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -75,6 +76,31 @@ class Raising(Linear):
 class Deadly(Linear):
     def forward(self, inputs):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, with dropout."""
+
+    def __init__(self, facts, *, width=16, dropout=0.0):
+        super().__init__()
+        self.inner = nn.Linear(facts.shape[0], width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)) for _ in range(3)
+        )
+        self.out = nn.Linear(width, facts.num_classes)
+
+    def forward(self, inputs):
+        x = self.inner(inputs)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.out(x)
+
+
+class Uncompilable(Stack):
+    def forward(self, inputs):
+        if torch.compiler.is_compiling():
+            raise RuntimeError("no compiler can follow this")
+        return super().forward(inputs)
 
 
 class Stuck(Linear):
