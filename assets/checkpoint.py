@@ -10,6 +10,8 @@ from millrace.models.source import source_digest
 from millrace.pictures import line_chart, markdown
 from millrace.spec import PipelineSpec
 
+_MEASURED = ("tokens_per_second", "mfu", "data_stall", "memory_bytes")
+
 
 def build_checkpoint(pipeline: PipelineFolder) -> dg.AssetsDefinition:
     """The asset `<pipeline>/checkpoint`."""
@@ -57,6 +59,8 @@ def _tell(made: Manifest, spec: PipelineSpec) -> Told:
         "resumed_at_step": measured["resumed_at"],
         "samples_per_second": measured["samples_per_second"],
         "device": measured["device"],
+        "strategy": dg.MetadataValue.json(measured.get("strategy", {})),
+        **{name: measured[name] for name in _MEASURED if name in measured},
         "learning_rate": spec.train.learning_rate,
     }
     if spec.train.mix:
