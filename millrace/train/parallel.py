@@ -9,8 +9,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -48,6 +46,10 @@ def recompute_blocks(network: nn.Module) -> None:
 
 
 def _shard(network: nn.Module, strategy: Strategy, world: World) -> None:
+    # Imported here: most trainings do without, and start sooner.
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415
+
     mesh = init_device_mesh(world.device.type, (world.size,))
     dtype = torch.bfloat16 if strategy.precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -83,7 +85,7 @@ def settle_buckets(replica: DistributedDataParallel) -> None:
 
 def accumulating(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
     """For one microbatch: gradients are averaged over the ranks in the last one only."""
-    if isinstance(model, FSDPModule):
+    if hasattr(model, "set_requires_gradient_sync"):  # an FSDPModule
         model.set_requires_gradient_sync(is_last)
     elif isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
