@@ -1,13 +1,17 @@
-"""Seconds and CPU seconds from launch to the first step: `millrace train` against torchrun.
+"""Seconds and CPU seconds to the first step: ours against torchrun and Ray; and of a whole chain.
 
-    python -m benchmarks.start [--runs 5]
+    python -m benchmarks.start [--runs 5] [--quick]
 
-Ours starts the ranks of `digits`, which join, build the network, open the shards and finish one
-step. The peer is torchrun with a script that joins and does one step on data made in memory: the
-least that any launcher of torch elastic can do.
+Ours starts the ranks of `digits`, which join, build the network, open the shards, choose a strategy
+and finish one step. The peers are torchrun and, where it is installed, Ray Train with a script that
+joins and does one step on data made in memory: the least that any launcher can do.
+
+The chain is `dagster asset materialize` of `digits` in an empty store. Its overhead is what is left
+of its CPU seconds without those of its study and its training, which are then run alone.
 """
 
 import argparse
+import importlib.util
 import os
 import resource
 import shutil
@@ -15,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.result import Series, Table, write
+from benchmarks.result import Bar, Bars, Series, Table, write
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
 from millrace.data.pack import pack
@@ -44,40 +48,116 @@ dist.destroy_process_group()
 """
 
 
+RAY = """
+import ray.train.torch
+def train():
+    import torch
+    net = ray.train.torch.prepare_model(torch.nn.Linear(64, 10))
+    optimizer = torch.optim.AdamW(net.parameters())
+    torch.nn.functional.cross_entropy(net(torch.randn(32, 64)), torch.arange(32) % 10).backward()
+    optimizer.step()
+scaling = ray.train.ScalingConfig(num_workers=2)
+ray.train.torch.TorchTrainer(train, scaling_config=scaling).fit()
+"""
+NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
+MOST_SECONDS_LATER, MOST_CPU_SECONDS = 1.0, 2.0
+
+
 def main() -> None:
     """Run, write the result file, print one JSON line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--quick", action="store_true", help="one run, no file")
+    asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="millrace-benchmark-"))
-    script = folder / "peer.py"
-    script.write_text(PEER)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc-per-node={RANKS}", str(script)]
+    launches: dict[str, list[tuple[float, float]]] = {}
+    chains = []
     try:
-        job = _job(folder)
-        ours, peer = [], []
-        for number in range(runs):
+        job, peers = _job(folder), _peers(folder)
+        for number in range(1 if asked.quick else asked.runs):
             keyed = job.model_copy(update={"key": digest("start", number)})
-            ours.append(_measure(partial(_exhaust, keyed)))
-            peer.append(_measure(partial(subprocess.run, command, check=True, env=os.environ)))
+            acts = {"millrace train": partial(_exhaust, "train", keyed), **peers}
+            for name, act in acts.items():
+                launches.setdefault(f"{name}, one step", []).append(_measure(act))
+            chains.append(_chain_overhead(folder / f"chain-{number}"))
     finally:
         shutil.rmtree(folder)
+    launched = [_table("seconds of wall time (lower is better)", launches, 0)]
+    launched.append(_table("CPU seconds of all processes (lower is better)", launches, 1))
+    ours, torchrun = (launched[0].series[i].median for i in (0, 1))
+    chain = Series("the chain without its study and training, per asset", chains)
+    bars = [
+        Bar("launch: seconds after torchrun's", ours - torchrun, MOST_SECONDS_LATER, True),
+        Bar("chain: CPU seconds per asset", chain.median, MOST_CPU_SECONDS, True),
+    ]
     write(
         "start",
-        [
-            _table("seconds of wall time (lower is better)", ours, peer, 0),
-            _table("CPU seconds of all processes (lower is better)", ours, peer, 1),
-        ],
-        notes=f"{RANKS} ranks on gloo, from the call to the end of the last process.",
-        packages="torch",
+        [Bars(bars), *launched, Table("CPU seconds (lower is better)", [chain])],
+        notes=f"{RANKS} ranks on gloo, from the call to the end of the last process. Ray Train: "
+        f"{'with a cluster of its own' if 'Ray Train, one step' in launches else 'not installed'}."
+        f" The chain makes {len(NOUNS)} assets.",
+        packages="torch dagster",
+        is_kept=not asked.quick,
     )
 
 
-def _table(unit: str, ours: Runs, peer: Runs, column: int) -> Table:
-    contestants = {"millrace train, one step": ours, "torchrun, one step": peer}
+def _peers(folder: Path) -> dict[str, Callable[[], object]]:
+    """Those that are installed, each with its script."""
+    torchrun, ray = folder / "peer.py", folder / "ray_peer.py"
+    torchrun.write_text(PEER)
+    ray.write_text(RAY)
+    elastic = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}")
+    commands = {"torchrun": [*elastic, str(torchrun)]}
+    if importlib.util.find_spec("ray"):
+        commands["Ray Train"] = [str(ray)]
+    return {
+        name: partial(
+            subprocess.run,
+            [sys.executable, *command],
+            check=True,
+            env=os.environ,
+            stdout=subprocess.DEVNULL,
+        )
+        for name, command in commands.items()
+    }
+
+
+def _chain_overhead(folder: Path) -> float:
+    """CPU seconds per asset of a whole chain, less those of its study and training alone."""
+    home = folder / "home"
+    home.mkdir(parents=True)
+    shutil.copy(ROOT / "dagster_home" / "dagster.yaml", home)
+    store, work = str(folder / "store"), str(folder / "work")
+    names = {"DAGSTER_HOME": str(home), "MILLRACE_STORE": store, "MILLRACE_WORK": work}
+    select = ("-m", "pipelines", "--select", 'group:"digits"')
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", *select]
+    run = partial(
+        subprocess.run,
+        command,
+        cwd=ROOT,
+        env=os.environ | names,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, whole = _measure(run)
+    storage = FsspecStorage(store)
+    alone = Job(
+        pipeline="digits",
+        folder=str(ROOT / "pipelines" / "digits"),
+        spec=next(read_specs(ROOT / "pipelines" / "digits" / "defs.yaml")),
+        store=store,
+        work=str(folder / "alone"),
+        key="alone",
+        inputs={"shards": manifests.current(storage, "digits", "shards").path},
+    )
+    parts = [_measure(partial(_exhaust, verb, alone))[1] for verb in ("tune", "train")]
+    return (whole - sum(parts)) / len(NOUNS)
+
+
+def _table(unit: str, launches: Mapping[str, Runs], column: int) -> Table:
     return Table(
-        unit, [Series(name, [run[column] for run in runs]) for name, runs in contestants.items()]
+        unit, [Series(name, [run[column] for run in runs]) for name, runs in launches.items()]
     )
 
 
@@ -99,8 +179,8 @@ def _job(folder: Path) -> Job:
     return base.model_copy(update={"inputs": {"shards": shards.path}})
 
 
-def _exhaust(job: Job) -> None:
-    for _ in follow("train", job):
+def _exhaust(verb: str, job: Job) -> None:
+    for _ in follow(verb, job):
         pass
 
 
