@@ -78,10 +78,9 @@ def settle(job: Job, data: TrainingData, world: World, storage: Storage, steps: 
     path = f"{manifests.folder(job.pipeline, NOUN, job.key)}/{FILE}"
     found = _read(storage, path, world)
     is_known = torch.tensor([found is not None], device=world.device, dtype=torch.int64)
-    if found is not None and world.rows(is_known).all():
+    all_know = bool(world.rows(is_known).all())
+    if found is not None and all_know:
         return found
-    if found is None:
-        world.rows(is_known)
     made = measure(job, data, world, steps)
     if world.is_first:
         log(made.told)

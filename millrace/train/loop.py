@@ -30,7 +30,7 @@ from millrace.train.feed import Feed, parts
 from millrace.train.meter import Spent
 from millrace.train.objective import Batch, Scores, build_objective, mean_loss, to_batch
 from millrace.train.optim import build_optimizer, learning_rate, set_learning_rate
-from millrace.train.parallel import accumulating, lay_out, precise
+from millrace.train.parallel import accumulating, lay_out, precise, whole
 from millrace.train.strategy import Strategy
 from millrace.train.world import World
 
@@ -216,7 +216,9 @@ class Trainer:
     def _descend(self) -> None:
         """Clip the gradients and update."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._spec.clip)
-        self.gradient_norm = norm.detach()
+        if self._strategy.parallel == "fsdp" and self._world.size > 1:
+            norm = whole(norm)
+        self.gradient_norm = norm
         set_learning_rate(self.optimizer, learning_rate(self.step, self._spec, self.steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ Paces (seconds of a microbatch) --> precision --> is_worth_compiling
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from millrace.frozen import Frozen, NonNegativeInt, PositiveInt
 
@@ -94,7 +94,7 @@ class Paces(Frozen):
     compile_seconds: NonNegativeSeconds = 0.0
     """To compile."""
 
-    model_config = Frozen.model_config | {"allow_inf_nan": True}
+    model_config = ConfigDict(allow_inf_nan=True)
 
 
 def choose_precision(paces: Paces) -> tuple[Literal["float32", "bfloat16"], str]:

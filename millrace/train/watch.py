@@ -59,6 +59,7 @@ class Watch:
         if not self._world.is_first:
             return
         self._draw()
+        self._progress.done = self._trainer.step - 1  # a trainer may have gone back
         if self._progress.is_due():
             fields = self._rates(self._said)
             self._said = self._trainer.spent
@@ -84,6 +85,7 @@ class Watch:
 
     def _draw(self) -> None:
         """Scalars of the curve's new points: where the loop has waited for the device anyway."""
+        self._points = min(self._points, len(self._trainer.curve))  # likewise
         new = self._trainer.curve[self._points :]
         if not new:
             return
