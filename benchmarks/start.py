@@ -76,7 +76,8 @@ def main() -> None:
         job, peers = _job(folder), _peers(folder)
         for number in range(1 if asked.quick else asked.runs):
             keyed = job.model_copy(update={"key": digest("start", number)})
-            acts = {"millrace train": partial(_exhaust, "train", keyed), **peers}
+            ours: Callable[[], object] = partial(_exhaust, "train", keyed)
+            acts = {"millrace train": ours, **peers}
             for name, act in acts.items():
                 launches.setdefault(f"{name}, one step", []).append(_measure(act))
             chains.append(_chain_overhead(folder / f"chain-{number}"))
@@ -84,10 +85,10 @@ def main() -> None:
         shutil.rmtree(folder)
     launched = [_table("seconds of wall time (lower is better)", launches, 0)]
     launched.append(_table("CPU seconds of all processes (lower is better)", launches, 1))
-    ours, torchrun = (launched[0].series[i].median for i in (0, 1))
+    first, second = (launched[0].series[i].median for i in (0, 1))
     chain = Series("the chain without its study and training, per asset", chains)
     bars = [
-        Bar("launch: seconds after torchrun's", ours - torchrun, MOST_SECONDS_LATER, True),
+        Bar("launch: seconds after torchrun's", first - second, MOST_SECONDS_LATER, True),
         Bar("chain: CPU seconds per asset", chain.median, MOST_CPU_SECONDS, True),
     ]
     write(

@@ -143,10 +143,10 @@ def _contest(asked: Asked, folder: Path, ranks: int) -> dict[str, Outcome]:
     warm_up, steps = (2, 4) if asked.quick else (5, 30)
 
     def setting(name: str) -> Setting:
-        argv = ("benchmarks.peers.step", name, str(folder), str(warm_up), str(steps))
+        argv = ["benchmarks.peers.step", name, str(folder), str(warm_up), str(steps)]
         if ranks > 1:
-            torchrun = ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
-            argv = (*torchrun, *argv)
+            torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+            argv = [*torchrun, *argv]
         return Setting(argv, asked.peer_python if name in IN_PEERS_PYTHON else "")
 
     contestants = {name: [setting(name)] for name in (*OURS, *PEERS)}

@@ -51,7 +51,8 @@ def on_ranks(number: int, program: str, job: Job, folder: Path) -> Any:
 
 def job_of(line: Line, network: dict[str, Any], **train: Any) -> Job:
     section = line.spec.train.model_dump() | {"ranks": 1, "batch": 24, "steps": 40} | train
-    return line.job("strategy-test", network=network, train=section)
+    search = {"space": {"train.learning_rate": {"low": 1e-4, "high": 0.1}}}
+    return line.job("strategy-test", network=network, train=section, search=search)
 
 
 def data_of(line: Line, job: Job) -> TrainingData:
@@ -181,6 +182,7 @@ def test_a_short_training_is_not_measured_further(points: Line) -> None:
     assert "1 replicas, float32, not compiled" in choice.told
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # of torch's own compiler
 def test_a_network_that_no_compiler_takes_is_a_reason_not_a_crash(points: Line) -> None:
     job = job_of(points, {"name": "networks.py:Uncompilable"})
 

@@ -38,7 +38,7 @@ def take_up(job: Job, data: TrainingData, world: World) -> Any:
 
 def take_up_unsettled(job: Job, data: TrainingData, world: World) -> Any:
     """The same where DDP lays its buckets out anew after the first backward."""
-    parallel.settle_buckets = lambda _: None
+    parallel.settle_buckets = lambda replica: None
     return take_up(job, data, world)
 
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ def plain(case: Case) -> None:
         batch = tokens[places].to(DEVICE)
         with autocast(case):
             loss = loss_of(model, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, case.steps)
@@ -145,7 +145,7 @@ def nanogpt(case: Case) -> None:
         with autocast(case) if case.is_bfloat16 else nullcontext():
             loss = loss_of(model, batch)
         batch = draw()  # while the device is busy with the forward
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -216,7 +216,7 @@ def lightning(case: Case) -> None:
         def __init__(self) -> None:
             super().__init__()
             network = case.build()
-            self.network = torch.compile(network) if case.is_compiled else network
+            self.network: Any = torch.compile(network) if case.is_compiled else network
 
         def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
             loss = loss_of(self.network, batch["tokens"])
@@ -272,10 +272,10 @@ def millrace(case: Case, *, is_chosen: bool = False) -> None:
     world = World.join() if WORLD_SIZE > 1 else World.alone()
     data = TrainingData.load(storage, shards, job.spec.train.mix)
     choice = settle(job, data, world, storage, job.spec.train.steps)
-    same = "bfloat16" if case.is_bfloat16 else "float32"
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if case.is_bfloat16 else "float32"
     strategy = choice.strategy
     if not is_chosen:
-        strategy = Strategy(precision=same, is_compiled=case.is_compiled)
+        strategy = Strategy(precision=precision, is_compiled=case.is_compiled)
     with closing(data), closing(Trainer(job, data, world, strategy=strategy)) as trainer:
         watch = Watch(job, storage, trainer, scale_of(job, data, choice, world), world)
 

@@ -21,7 +21,8 @@ class Feed:
 
     def __init__(self, stream: Stream, device: torch.device) -> None:
         self._stream, self._device = stream, device
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        is_cuda = device.type == "cuda"
+        self._copying = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]  # torch leaves it so
         self._ahead: Batch | None = None
         self.waited_seconds = 0.0
         """In `next(stream)`, all in all: the share of it in the time of steps is the data stall."""

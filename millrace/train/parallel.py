@@ -6,6 +6,7 @@ The parameters keep their names under every strategy, so that state dicts fit al
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,14 @@ def _shard(network: nn.Module, strategy: Strategy, world: World) -> None:
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
 
+@runtime_checkable
+class _Sharded(Protocol):
+    """What an FSDPModule adds to a module; its own class takes long to import."""
+
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
+        """Whether the next backward averages gradients over the ranks."""
+
+
 class _Touch(nn.Module):
     """Stands in for a network in one backward that gives each parameter a gradient of zeros."""
 
@@ -85,7 +94,7 @@ def settle_buckets(replica: DistributedDataParallel) -> None:
 
 def accumulating(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
     """For one microbatch: gradients are averaged over the ranks in the last one only."""
-    if hasattr(model, "set_requires_gradient_sync"):  # an FSDPModule
+    if isinstance(model, _Sharded):
         model.set_requires_gradient_sync(is_last)
     elif isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()

@@ -7,7 +7,7 @@ untouched weights, buffers and random state.
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Probe:
         self._device = world.device if fits else torch.device("cpu")
         self._network.to(self._device)
         self._state_bytes, self._free_bytes = 4 * weights_bytes, free_bytes
-        self._compiled: Callable[..., Tensor] | None = None
+        self._compiled: nn.Module | None = None
 
     def needs(self) -> Needs:
         """Bytes of its state, and of what one sample's forward keeps."""
@@ -161,7 +161,7 @@ class Probe:
         if not strategy.is_compiled:
             return self._network
         if self._compiled is None:
-            self._compiled = torch.compile(self._network)
+            self._compiled = torch.compile(self._network)  # type: ignore[assignment]  # it returns a module for a module
         return self._compiled
 
     def _loss(self, model: nn.Module, batch: Batch, strategy: Strategy) -> Tensor:
