@@ -87,8 +87,9 @@ def settle_buckets(replica: DistributedDataParallel) -> None:
     """
     network = replica.module
     replica.module = _Touch([p for p in network.parameters() if p.requires_grad])
+    syncs, replica.broadcast_buffers = replica.broadcast_buffers, False  # the stand-in has none
     replica().backward()
-    replica.module = network
+    replica.module, replica.broadcast_buffers = network, syncs
     network.zero_grad(set_to_none=True)
 
 
