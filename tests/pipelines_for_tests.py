@@ -33,7 +33,6 @@ import os
 import signal
 import threading
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -94,13 +93,6 @@ class Stack(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.out(x)
-
-
-class Uncompilable(Stack):
-    def forward(self, inputs):
-        if torch.compiler.is_compiling():
-            raise RuntimeError("no compiler can follow this")
-        return super().forward(inputs)
 
 
 class Stuck(Linear):

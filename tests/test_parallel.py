@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import socket
@@ -183,14 +184,20 @@ def test_a_short_training_is_not_measured_further(points: Line) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # of torch's own compiler
-def test_a_network_that_no_compiler_takes_is_a_reason_not_a_crash(points: Line) -> None:
-    job = job_of(points, {"name": "networks.py:Uncompilable"})
+def test_a_machine_without_a_compiler_is_a_reason_not_a_crash(
+    points: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(points, STACK)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is compiled yet
+    inductor = importlib.import_module("torch._inductor.config")
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/no/such/compiler",))
 
     with closing(data_of(points, job)) as data:
         choice = measure(job, data, World.alone(threads=1), steps=10**8)
 
     assert not choice.strategy.is_compiled
-    assert "no compiler can follow this" in choice.why["compile"]
+    assert choice.why["compile"].startswith("it failed (")
+    assert "No working C++ compiler" in choice.why["compile"]
 
 
 @pytest.mark.parametrize(("size", "number"), [(7, 1), (7, 3), (8, 8), (24, 5)])

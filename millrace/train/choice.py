@@ -159,10 +159,10 @@ def _compiled(
     paces: Paces,
     left: int,
 ) -> tuple[Strategy, float]:
-    compiled = strategy.model_copy(update={"is_compiled": True})
+    faster = strategy.model_copy(update={"is_compiled": True})
     failure = ""
     try:
-        found = probe.compiled_pace(compiled)
+        found = probe.compiled_pace(faster)
     except Exception as error:  # noqa: BLE001  compilers fail in many ways; each is a reason
         failure, found = f"{type(error).__name__}: {error}"[:200], (math.inf, 0.0)
     seconds, compile_seconds = _slowest(found, world)
@@ -171,7 +171,7 @@ def _compiled(
         return strategy, paces.float32_seconds
     update = {"compiled_seconds": seconds, "compile_seconds": compile_seconds}
     pays, why["compile"] = is_worth_compiling(paces.model_copy(update=update), left)
-    return (compiled, seconds) if pays else (strategy, paces.float32_seconds)
+    return (faster, seconds) if pays else (strategy, paces.float32_seconds)
 
 
 def _slowest(values: Sequence[float], world: World) -> list[float]:

@@ -3,7 +3,6 @@
 The parameters keep their names under every strategy, so that state dicts fit all of them.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -32,12 +31,18 @@ def lay_out(network: nn.Module, strategy: Strategy, world: World) -> nn.Module:
         _shard(network, strategy, world)
         return network
     network.to(world.device)
-    model: nn.Module = torch.compile(network) if strategy.is_compiled else network  # type: ignore[assignment]  # it returns a module for a module
+    model = compiled(network) if strategy.is_compiled else network
     if world.size == 1:
         return model
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     settle_buckets(replica)
     return replica
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """A module that compiles the network when it is first called."""
+    module: nn.Module = torch.compile(network)  # type: ignore[assignment]  # a module for a module
+    return module
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -69,12 +74,13 @@ class _Sharded(Protocol):
 class _Touch(nn.Module):
     """Stands in for a network in one backward that gives each parameter a gradient of zeros."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._trained = tuple(parameters)
+        self.network = network  # DDP looks for its buffers
 
     def forward(self) -> Tensor:
-        return torch.stack([parameter.sum() for parameter in self._trained]).sum() * 0.0
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.stack([parameter.sum() for parameter in trained]).sum() * 0.0
 
 
 def settle_buckets(replica: DistributedDataParallel) -> None:
@@ -86,10 +92,9 @@ def settle_buckets(replica: DistributedDataParallel) -> None:
     the same step of an unbroken one. Here both go through a first backward of zeros.
     """
     network = replica.module
-    replica.module = _Touch([p for p in network.parameters() if p.requires_grad])
-    syncs, replica.broadcast_buffers = replica.broadcast_buffers, False  # the stand-in has none
+    replica.module = _Touch(network)
     replica().backward()
-    replica.module, replica.broadcast_buffers = network, syncs
+    replica.module = network
     network.zero_grad(set_to_none=True)
 
 

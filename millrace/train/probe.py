@@ -24,7 +24,7 @@ from millrace.models.build import build_network
 from millrace.models.parts import blocks_of
 from millrace.train.loop import TrainingData
 from millrace.train.objective import Batch, build_objective, mean_loss, to_batch
-from millrace.train.parallel import precise, recompute_blocks
+from millrace.train.parallel import compiled, precise, recompute_blocks
 from millrace.train.strategy import Needs, Strategy
 from millrace.train.world import World
 
@@ -161,7 +161,7 @@ class Probe:
         if not strategy.is_compiled:
             return self._network
         if self._compiled is None:
-            self._compiled = torch.compile(self._network)  # type: ignore[assignment]  # it returns a module for a module
+            self._compiled = compiled(self._network)
         return self._compiled
 
     def _loss(self, model: nn.Module, batch: Batch, strategy: Strategy) -> Tensor:
