@@ -35,9 +35,10 @@ class SourceSpec(Frozen):
         Annotated[Url, Tag(_ONE)] | Annotated[NamedUrls, Tag(_NAMED)], Discriminator(_url_tag)
     ]
     """A file, folder or glob: any fsspec URL, a path relative to the pipeline's folder,
-    `stdlib://GLOB` (the running interpreter's library) or `package://NAME/GLOB`. Credentials belong
-    into the environment. Several have names, `{wiki: URL, code: URL}`: their files are listed as
-    `wiki/PATH` and `code/PATH`."""
+    `stdlib://GLOB` (the running interpreter's library), `package://NAME/GLOB`, or
+    `synthetic://NAME?parameter=value` for records that are made ([docs/data.md](data.md)).
+    Credentials belong into the environment. Several have names, `{wiki: URL, code: URL}`: their
+    files are listed as `wiki/PATH` and `code/PATH`."""
     exclude: tuple[str, ...] = ()
     """Globs of paths to leave out, matched against the path below the url's fixed part."""
     format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta", "webdataset"] = (

@@ -12,6 +12,7 @@ from typing import Any
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from millrace.data import synthetic
 from millrace.deadline import Patience, persist
 from millrace.errors import SourceError
 from millrace.filesystem import open_filesystem
@@ -72,6 +73,9 @@ def _named(file: SourceFile, name: str, url: str) -> SourceFile:
 
 
 def _list_url(url: str, source: SourceSpec, base: str) -> list[SourceFile]:
+    if url.startswith(synthetic.SCHEME):
+        made = synthetic.fingerprint(url), synthetic.num_bytes(url)
+        return [SourceFile(synthetic.name_of(url), url, made[1], made[0])]
     root, pattern = resolve(url, base)
     asked = f"list the source {url}"
     try:
@@ -102,6 +106,8 @@ def _list_url(url: str, source: SourceSpec, base: str) -> list[SourceFile]:
 def locate(source: SourceSpec, base: str, path: str) -> str:
     """The URL of a file that `list_source` gave this path, without listing anything."""
     name, _, inside = ("", "", path) if isinstance(source.url, str) else path.partition("/")
+    if source.urls[name].startswith(synthetic.SCHEME):
+        return source.urls[name]
     root, pattern = resolve(source.urls[name], base)
     filesystem, root_path = open_filesystem(root)
     is_root = (

@@ -14,6 +14,7 @@ from typing import IO
 import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem
 
+from millrace.data import synthetic
 from millrace.data.formats.images import read_image
 from millrace.data.formats.lines import read_fasta, read_jsonl, read_text
 from millrace.data.formats.opened import (
@@ -54,6 +55,10 @@ def read_records(file: SourceFile, source: SourceSpec, needs: Sequence[str] = ()
         SourceError: The file is missing, damaged, of unknown format, lacks a column, or holds an
             oversized record.
     """
+    if file.url.startswith(synthetic.SCHEME):
+        made = enumerate(synthetic.make(file.url), 1)
+        yield from (Located(f"{file.path}, record {number}", record) for number, record in made)
+        return
     read = _READERS[format_of(file, source)]
     asked = f"read the source file {file.path} ({file.num_bytes} bytes)"
     try:
@@ -78,7 +83,9 @@ def _open(file: SourceFile) -> IO[bytes]:
 
 
 def format_of(file: SourceFile, source: SourceSpec) -> str:
-    """The format the file is read in: as the spec says, else by its extension."""
+    """The format the file is read in: as the spec says, else by its extension; or `made`."""
+    if file.url.startswith(synthetic.SCHEME):
+        return "made"
     if source.format != "auto":
         return source.format
     parts = file.path.rsplit("/", 1)[-1].lower().split(".")
