@@ -3,8 +3,9 @@
 import fnmatch
 import importlib.util
 import os
+import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,36 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
         for name, url in source.urls.items()
         for file in _list_url(url, source, base)
     ]
-    return sorted(files, key=lambda file: file.path)
+    return sorted(_with_labels(files), key=lambda file: file.path)
+
+
+def labels_beside(path: str) -> str:
+    """Path or URL of the file with the labels of IDX images; empty if the name is of none."""
+    folder, slash, name = path.rpartition("/")
+    found = re.fullmatch(r"(.*)images([.-])idx3(-ubyte(?:\.(?:gz|zst))?)", name)
+    return f"{folder}{slash}{found[1]}labels{found[2]}idx1{found[3]}" if found else ""
+
+
+def _with_labels(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Files of IDX labels go with their images, whose version is of both.
+
+    Raises:
+        SourceError: Images have no labels, or labels no images.
+    """
+    by_path = {file.path: file for file in files}
+    pairs = {path: labels for path in by_path if (labels := labels_beside(path))}
+    for images, labels in pairs.items():
+        if labels not in by_path:
+            raise SourceError(
+                f"list the labels of {images}",
+                f"there is no {labels}",
+                "Put it beside, and let `source.url` match both",
+            )
+        versions = by_path[images].fingerprint, by_path[labels].fingerprint
+        by_path[images] = replace(
+            by_path[images], fingerprint=digest(*versions) if all(versions) else ""
+        )
+    return [file for path, file in by_path.items() if path not in pairs.values()]
 
 
 def _named(file: SourceFile, name: str, url: str) -> SourceFile:

@@ -1,4 +1,4 @@
-"""Read one source file as records: text, JSONL, CSV, Parquet, images, FASTA or WebDataset.
+"""Read one source file as records: text, JSONL, CSV, Parquet, images, FASTA, IDX or tar.
 
     bytes -> told by their first bytes whether compressed -> decoded text -> records
                                                                           -> rejections, by line
@@ -15,6 +15,7 @@ import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem
 
 from millrace.data import synthetic
+from millrace.data.formats.idx import read_idx
 from millrace.data.formats.images import read_image
 from millrace.data.formats.lines import read_fasta, read_jsonl, read_text
 from millrace.data.formats.opened import (
@@ -42,7 +43,7 @@ _FORMATS = {
     "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "parquet": "parquet",
     "png": "image", "jpg": "image", "jpeg": "image", "bmp": "image", "gif": "image",
     "fa": "fasta", "fna": "fasta", "fasta": "fasta", "faa": "fasta",
-    "tar": "webdataset",
+    "tar": "webdataset", "idx3-ubyte": "idx",
 }  # fmt: skip
 
 
@@ -88,7 +89,8 @@ def format_of(file: SourceFile, source: SourceSpec) -> str:
         return "made"
     if source.format != "auto":
         return source.format
-    parts = file.path.rsplit("/", 1)[-1].lower().split(".")
+    # MNIST's files have their extension after a hyphen as often as after a dot.
+    parts = file.path.rsplit("/", 1)[-1].lower().replace("-idx", ".idx").split(".")
     extension = parts[-2] if parts[-1] in ("gz", "zst") and len(parts) > 2 else parts[-1]
     if extension not in _FORMATS:
         raise SourceError(
@@ -107,4 +109,5 @@ _READERS: dict[str, Callable[[Opened], Found]] = {
     "image": read_image,
     "fasta": read_fasta,
     "webdataset": read_webdataset,
+    "idx": read_idx,
 }

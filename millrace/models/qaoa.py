@@ -1,7 +1,7 @@
 """The quantum approximate optimization algorithm for MaxCut, simulated exactly and differentiably.
 
     all cuts alike --> gamma: a phase by the number of edges that each cut crosses
-                   --> beta: cuts that differ in few vertices mixed       (and again, for each layer)
+                   --> beta: cuts that differ in few vertices are mixed; and again for each layer
                    --> expected number of edges that a measured cut crosses
 
 Farhi, Goldstone and Gutmann 2014 (arXiv 1411.4028). A cut and its mirror image, all vertices on the
