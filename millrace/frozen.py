@@ -144,6 +144,7 @@ def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...
 
 # What pydantic puts into a place to say which kind of a section it tried; no key of the YAML.
 _TAGS = frozenset(
-    {"ngram_copy", "conv", "mlp", "custom", "range", "choices", "language_model", "classification"}
-    | {"one url", "named urls", "[key]"}
+    {"ngram_copy", "gpt", "conv", "mlp", "custom"}
+    | {"language_model", "classification"}
+    | {"range", "choices", "one url", "named urls", "[key]"}
 )

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from millrace.frozen import NUMBER, Fraction, Frozen, PositiveInt
+from millrace.frozen import NUMBER, Fraction, Frozen, NonNegativeInt, PositiveInt
 
 
 class NgramCopyNetwork(Frozen):
@@ -17,6 +17,35 @@ class NgramCopyNetwork(Frozen):
     """Channels."""
     table_bits: Annotated[int, Field(ge=8, le=24), NUMBER] = 14
     """Each n-gram order hashes into 2**table_bits rows."""
+
+
+class GptNetwork(Frozen):
+    """Language model in the manner of GPT, over bytes or token ids."""
+
+    name: Literal["gpt"]
+    """Says which network it is."""
+    width: PositiveInt = 128
+    """Channels."""
+    depth: PositiveInt = 4
+    """Blocks of attention and MLP."""
+    heads: NonNegativeInt = 0
+    """Of the attention; must divide the width. 0 gives each 32 channels."""
+    dropout: Fraction = 0.0
+    """Share of the channels dropped while training."""
+    tied: bool = False
+    """Whether the logits use the embedding's weights: fewer parameters where ids are many."""
+    ngram_bits: Annotated[int, Field(ge=0, le=24), NUMBER] = 0
+    """Also look up the last 2 to 6 ids together, each n-gram order hashed into 2**ngram_bits rows:
+    much for little compute where data are few. 0 does not."""
+
+    @model_validator(mode="after")
+    def _divide_the_width(self) -> "GptNetwork":
+        if self.heads and self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        channels = self.width // self.heads if self.heads else self.width
+        if channels % 2:
+            raise ValueError(f"a head needs an even number of channels, not {channels}")
+        return self
 
 
 class ConvNetwork(Frozen):
@@ -64,6 +93,7 @@ def _network_tag(value: Any) -> str:
 
 Network = Annotated[
     Annotated[NgramCopyNetwork, Tag("ngram_copy")]
+    | Annotated[GptNetwork, Tag("gpt")]
     | Annotated[ConvNetwork, Tag("conv")]
     | Annotated[MlpNetwork, Tag("mlp")]
     | Annotated[CustomNetwork, Tag("custom")],
@@ -71,7 +101,7 @@ Network = Annotated[
         _network_tag,
         custom_error_type="unknown_network",
         custom_error_message=(
-            "`name` must be ngram_copy, conv, mlp, or file.py:Class for your own network"
+            "`name` must be ngram_copy, gpt, conv, mlp, or file.py:Class for your own network"
         ),
     ),
 ]

@@ -26,7 +26,14 @@ from millrace.frozen import (
     number_or_auto,
     unknown_key,
 )
-from millrace.networks import ConvNetwork, CustomNetwork, MlpNetwork, Network, NgramCopyNetwork
+from millrace.networks import (
+    ConvNetwork,
+    CustomNetwork,
+    GptNetwork,
+    MlpNetwork,
+    Network,
+    NgramCopyNetwork,
+)
 from millrace.sources import SourceSpec
 from millrace.tasks import BASELINES, ClassificationTask, LanguageModelTask, Task
 
@@ -36,6 +43,7 @@ __all__ = [
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
+    "GptNetwork",
     "LanguageModelTask",
     "MlpNetwork",
     "Network",
@@ -267,7 +275,7 @@ class PipelineSpec(Frozen):
     @model_validator(mode="after")
     def _fit_together(self) -> "PipelineSpec":
         name, kind = self.network.name, self.task.kind
-        if name == "ngram_copy" and kind != "language_model":
+        if name in ("ngram_copy", "gpt") and kind != "language_model":
             raise ValueError(f"network {name} needs task language_model, not {kind}")
         if name in ("conv", "mlp") and kind != "classification":
             raise ValueError(f"network {name} needs task classification, not {kind}")
@@ -277,7 +285,7 @@ class PipelineSpec(Frozen):
                 raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
         elif name == "ngram_copy" and self.task.tokens:
             raise ValueError(
-                f"network {name} reads bytes; token ids (task.tokens) need one of your own"
+                f"network {name} reads bytes; token ids (task.tokens) need gpt or one of your own"
             )
         known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:

@@ -23,8 +23,8 @@ class LanguageModelTask(Frozen):
     block_bytes: PositiveInt = 1024
     """Bytes per sample: a text is cut into blocks of this length."""
     tokens: str = ""
-    """The record's field that holds a list of token ids, to be taken in place of a text; it needs a
-    network of your own, and compressors are no baselines to it."""
+    """The record's field that holds a list of token ids, to be taken in place of a text; it needs
+    `gpt` or a network of your own, and compressors are no baselines to it."""
     vocabulary: PositiveInt = 256
     """With `tokens`: how many ids there are, from 0 on. A record with another one is rejected."""
     block_tokens: PositiveInt = 1024

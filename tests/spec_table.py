@@ -18,6 +18,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "split": spec.SplitSpec,
     "shards": spec.ShardsSpec,
     "network, name: ngram_copy": spec.NgramCopyNetwork,
+    "network, name: gpt": spec.GptNetwork,
     "network, name: conv": spec.ConvNetwork,
     "network, name: mlp": spec.MlpNetwork,
     "network, name: file.py:Class": spec.CustomNetwork,

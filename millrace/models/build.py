@@ -15,12 +15,18 @@ from millrace.errors import SpecError
 from millrace.frozen import unknown_key
 from millrace.models.conv import ConvNet
 from millrace.models.facts import DataFacts
+from millrace.models.gpt import Gpt
 from millrace.models.mlp import Mlp
 from millrace.models.ngram_copy import NgramCopy
 from millrace.models.source import source_path
 from millrace.spec import CustomNetwork, Network
 
-_BUILT_IN: dict[str, type[nn.Module]] = {"ngram_copy": NgramCopy, "conv": ConvNet, "mlp": Mlp}
+_BUILT_IN: dict[str, type[nn.Module]] = {
+    "ngram_copy": NgramCopy,
+    "gpt": Gpt,
+    "conv": ConvNet,
+    "mlp": Mlp,
+}
 
 
 def build_network(spec: Network, facts: DataFacts, folder: str) -> nn.Module:
