@@ -7,6 +7,16 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from millrace.frozen import NUMBER, Fraction, Frozen, NonNegativeInt, PositiveInt
 
+TASK_OF_NETWORK = {
+    "ngram_copy": "language_model",
+    "gpt": "language_model",
+    "conv": "classification",
+    "vit": "classification",
+    "mlp": "classification",
+    "qaoa": "maxcut",
+}
+"""The only task that each network of ours is for."""
+
 
 class NgramCopyNetwork(Frozen):
     """Language model over bytes: hashed n-grams, and copying from its own context."""
@@ -54,9 +64,42 @@ class ConvNetwork(Frozen):
     name: Literal["conv"]
     """Says which network it is."""
     width: PositiveInt = 32
-    """Channels of the first convolution; the second has twice as many."""
+    """Channels of the first convolution; each further one, after the image was halved, has twice as
+    many, up to 8 times."""
     dropout: Fraction = 0.1
     """Share of the features dropped before the last layer while training."""
+
+
+class VitNetwork(Frozen):
+    """Vision transformer: attention between the patches of an image."""
+
+    name: Literal["vit"]
+    """Says which network it is."""
+    width: PositiveInt = 64
+    """Channels."""
+    depth: PositiveInt = 4
+    """Blocks of attention and MLP."""
+    heads: NonNegativeInt = 0
+    """Of the attention; must divide the width. 0 gives each 32 channels."""
+    patch: NonNegativeInt = 0
+    """Pixels of a patch's side. 0 takes the least that gives at most 64 patches."""
+    dropout: Fraction = 0.1
+    """Share of the channels dropped while training."""
+
+    @model_validator(mode="after")
+    def _divide_the_width(self) -> "VitNetwork":
+        if self.heads and self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class QaoaNetwork(Frozen):
+    """Quantum approximate optimization algorithm, simulated: angles that cut graphs."""
+
+    name: Literal["qaoa"]
+    """Says which network it is."""
+    depth: PositiveInt = 1
+    """Layers, each with two angles."""
 
 
 class MlpNetwork(Frozen):
@@ -95,13 +138,16 @@ Network = Annotated[
     Annotated[NgramCopyNetwork, Tag("ngram_copy")]
     | Annotated[GptNetwork, Tag("gpt")]
     | Annotated[ConvNetwork, Tag("conv")]
+    | Annotated[VitNetwork, Tag("vit")]
     | Annotated[MlpNetwork, Tag("mlp")]
+    | Annotated[QaoaNetwork, Tag("qaoa")]
     | Annotated[CustomNetwork, Tag("custom")],
     Discriminator(
         _network_tag,
         custom_error_type="unknown_network",
         custom_error_message=(
-            "`name` must be ngram_copy, gpt, conv, mlp, or file.py:Class for your own network"
+            "`name` must be ngram_copy, gpt, conv, vit, mlp, qaoa, or file.py:Class for your own "
+            "network"
         ),
     ),
 ]

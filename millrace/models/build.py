@@ -18,14 +18,18 @@ from millrace.models.facts import DataFacts
 from millrace.models.gpt import Gpt
 from millrace.models.mlp import Mlp
 from millrace.models.ngram_copy import NgramCopy
+from millrace.models.qaoa import Qaoa
 from millrace.models.source import source_path
+from millrace.models.vit import VisionTransformer
 from millrace.spec import CustomNetwork, Network
 
 _BUILT_IN: dict[str, type[nn.Module]] = {
     "ngram_copy": NgramCopy,
     "gpt": Gpt,
     "conv": ConvNet,
+    "vit": VisionTransformer,
     "mlp": Mlp,
+    "qaoa": Qaoa,
 }
 
 
