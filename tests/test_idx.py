@@ -127,5 +127,5 @@ def test_an_image_that_is_an_array_becomes_pixels_of_the_shape_asked_for() -> No
         stored(IMAGES[1].astype(np.float32), 1, 3, 2)
     with pytest.raises(UnusableRecordError, match=r"an array of uint8 \[3, 2, 2\] is no image"):
         stored(color[:, :, :2], 1, 3, 2)
-    with pytest.raises(UnusableRecordError, match="set `task.images: pixels`"):
+    with pytest.raises(UnusableRecordError, match=r"set `task\.images: pixels`"):
         stored(IMAGES[1], 1, 3, 2, images="coded")
