@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from millrace.baselines import classification, language_model
+from millrace.baselines import classification, language_model, text_classification
 from millrace.data.samples import Samples
 from millrace.spec import Task
 
@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.float64]
 _COMPARISONS: dict[str, Callable[[Any, Samples, Samples], dict[str, Floats]]] = {
     "classification": classification.compare,
     "language_model": language_model.compare,
+    "text_classification": text_classification.compare,
 }
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from millrace.data.encoders import classification, language_model
+from millrace.data.encoders import classification, language_model, text_classification
 from millrace.data.values import Encoder
 from millrace.spec import Task
 
 _ENCODERS: dict[str, Callable[[Any], Encoder]] = {
     "classification": classification.build,
     "language_model": language_model.build,
+    "text_classification": text_classification.build,
 }
 
 
