@@ -144,7 +144,7 @@ def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...
 
 # What pydantic puts into a place to say which kind of a section it tried; no key of the YAML.
 _TAGS = frozenset(
-    {"ngram_copy", "gpt", "conv", "vit", "mlp", "qaoa", "custom"}
-    | {"language_model", "classification", "maxcut"}
+    {"ngram_copy", "gpt", "conv", "vit", "mlp", "encoder", "motif_conv", "qaoa", "custom"}
+    | {"language_model", "classification", "text_classification", "maxcut"}
     | {"range", "choices", "one url", "named urls", "[key]"}
 )

@@ -30,15 +30,24 @@ from millrace.networks import (
     TASK_OF_NETWORK,
     ConvNetwork,
     CustomNetwork,
+    EncoderNetwork,
     GptNetwork,
     MlpNetwork,
+    MotifConvNetwork,
     Network,
     NgramCopyNetwork,
     QaoaNetwork,
     VitNetwork,
 )
 from millrace.sources import SourceSpec
-from millrace.tasks import BASELINES, ClassificationTask, LanguageModelTask, MaxcutTask, Task
+from millrace.tasks import (
+    BASELINES,
+    ClassificationTask,
+    LanguageModelTask,
+    MaxcutTask,
+    Task,
+    TextClassificationTask,
+)
 
 # Of what is imported: networks, tasks and sources are part of the spec to all who read one.
 __all__ = [
@@ -46,15 +55,18 @@ __all__ = [
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
+    "EncoderNetwork",
     "GptNetwork",
     "LanguageModelTask",
     "MaxcutTask",
     "MlpNetwork",
+    "MotifConvNetwork",
     "Network",
     "NgramCopyNetwork",
     "QaoaNetwork",
     "SourceSpec",
     "Task",
+    "TextClassificationTask",
     "VitNetwork",
 ]
 
@@ -255,6 +267,7 @@ class GateSpec(Frozen):
     beats: tuple[str, ...] = ()
     """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
     `xz-9-solid`, `6-gram`; of token ids `unigram`; of classes `majority`, `logistic-regression`;
+    of texts' classes these and `naive-bayes`;
     of graphs `random`, `local-search`; empty means the task's own."""
     bar: Annotated[float | Literal["none"], NUMBER] = "none"
     """Value of the metric that its whole interval must reach."""

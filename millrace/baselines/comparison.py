@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from millrace.baselines import classification, language_model, maxcut
+from millrace.baselines import classification, language_model, maxcut, text_classification
 from millrace.data.samples import Samples
 from millrace.spec import Task
 
@@ -15,6 +15,7 @@ _COMPARISONS: dict[str, Callable[[Any, Samples, Samples], dict[str, Floats]]] = 
     "classification": classification.compare,
     "language_model": language_model.compare,
     "maxcut": maxcut.compare,
+    "text_classification": text_classification.compare,
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from millrace.data.encoders import classification, language_model, maxcut
+from millrace.data.encoders import classification, language_model, maxcut, text_classification
 from millrace.data.values import Encoder
 from millrace.spec import Task
 
@@ -11,6 +11,7 @@ _ENCODERS: dict[str, Callable[[Any], Encoder]] = {
     "classification": classification.build,
     "language_model": language_model.build,
     "maxcut": maxcut.build,
+    "text_classification": text_classification.build,
 }
 
 

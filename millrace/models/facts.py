@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the training split is like; for bytes, only the first two."""
+    """What the training split is like; for bytes and token ids, only the first two."""
 
     num_classes: int
     """Outputs per position: classes, token ids, or 256 for bytes."""
@@ -21,9 +21,10 @@ class DataFacts:
     @classmethod
     def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
         """From the facts of a shards manifest."""
-        if "tokens" in facts["fields"]:
-            return cls(facts.get("vocabulary", 256), tuple(facts["fields"]["tokens"][1]))
-        shape = tuple(facts["fields"]["inputs"][1])
+        fields = facts["fields"]
+        if "tokens" in fields:
+            return cls(facts.get("vocabulary", 256), tuple(fields["tokens"][1]))
+        shape = tuple(fields["text" if "text" in fields else "inputs"][1])
         mean, deviation = tuple(facts["mean"]), tuple(facts["deviation"])
         return cls(len(facts["classes"]), shape, mean, deviation)
 

@@ -110,6 +110,20 @@ class Opened:
             except UnicodeDecodeError as error:
                 yield Rejection(self.at(number), undecodable(error, offset, encoding))
 
+    def folders(self) -> dict[str, str]:
+        """The record's fields that say where the file lies.
+
+        `label` is the name of its folder, `top_folder` the first one of the listed path; empty
+        where the file lies in none.
+        """
+        above = self.file.url.rsplit("/", 2)
+        top, slash, _ = self.file.path.partition("/")
+        return {
+            "path": self.file.path,
+            "label": above[-2] if len(above) == 3 else "",
+            "top_folder": top if slash else "",
+        }
+
     def at(self, line: int) -> str:
         """Where a line stands."""
         return f"{self.file.path}:{line}"
