@@ -31,11 +31,12 @@ from millrace.data.bill import (
 )
 from millrace.data.cache import ChunkCache, is_remote
 from millrace.data.columns import Columns, cut, num_rows, size
-from millrace.data.fields import LabelIndex, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.ingest import READERS, listed_file, read_values
 from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
 from millrace.data.shard import Layout
+from millrace.data.values import LabelIndex, Value
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest

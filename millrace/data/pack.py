@@ -33,7 +33,6 @@ from millrace.errors import SourceError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.spec import ClassificationTask, LanguageModelTask
 from millrace.storage import FsspecStorage, Storage
 from millrace.telemetry import Progress
 
@@ -186,7 +185,7 @@ def _describe(
     ids: Ids,
     splits: npt.NDArray[np.int8],
 ) -> Manifest:
-    task = job.spec.task
+    encoder = build_encoder(job.spec.task)
     packed = [unit for _, unit in named]
     shards = [
         shard | ({"source": name} if name != WHOLE else {})
@@ -194,9 +193,9 @@ def _describe(
         for shard in unit.facts["shards"]
     ]
     classes = _sorted_classes({name for shard in shards for name in shard["classes"]})
-    if isinstance(task, ClassificationTask) and len(classes) < 2:
+    if encoder.label and len(classes) < 2:
         raise SourceError(
-            f"find the classes in field `{task.label}`",
+            f"find the classes in field `{encoder.label}`",
             f"there is only {classes}",
             "A classification needs two or more: check `task.label`",
         )
@@ -204,8 +203,7 @@ def _describe(
     facts = {
         "format": FORMAT_VERSION,
         "fields": {
-            name: [field.dtype, list(field.shape)]
-            for name, field in build_encoder(task).fields.items()
+            name: [field.dtype, list(field.shape)] for name, field in encoder.fields.items()
         },
         "classes": classes,
         "mean": mean,
@@ -220,8 +218,7 @@ def _describe(
         "source_bytes": source.facts["num_bytes"],
         "shards": shards,
     }
-    if isinstance(task, LanguageModelTask):
-        facts["vocabulary"] = task.vocabulary
+    facts.update(encoder.facts)
     if job.spec.train.mix:
         facts["sources"] = _samples_of_sources(shards)
     files = tuple(file for unit in packed for file in unit.files)

@@ -15,7 +15,7 @@ from itertools import chain
 
 from millrace import manifest as manifests
 from millrace.data.columns import Columns, cut, num_rows
-from millrace.data.fields import Encoder, LabelIndex, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.images import decoded, decoded_bytes
 from millrace.data.ingest import READERS, Ids, read_values
 from millrace.data.listing import SourceFile
@@ -23,6 +23,7 @@ from millrace.data.records import Rejection
 from millrace.data.shard import Layout, Shard, ShardReader, ShardWriter
 from millrace.data.splits import SPLITS, Kept, draw_splits
 from millrace.data.statistics import InputSums
+from millrace.data.values import Encoder, LabelIndex, Value
 from millrace.errors import SourceError
 from millrace.job import Job
 from millrace.manifest import Manifest

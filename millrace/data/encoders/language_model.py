@@ -1,0 +1,105 @@
+"""Language model: texts, or lists of token ids, cut into blocks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from millrace.data.columns import Array, Columns, Field, smallest_unsigned
+from millrace.data.values import (
+    Encoder,
+    LabelIndex,
+    Record,
+    UnusableRecordError,
+    Value,
+    record_ids,
+    required,
+    text_of,
+)
+from millrace.tasks import LanguageModelTask
+
+
+def build(task: LanguageModelTask) -> Encoder:
+    """The encoder of a language model's task."""
+    return _TokenBlocks(task) if task.tokens else _TextBlocks(task)
+
+
+class _TextBlocks:
+    """Texts cut into blocks of a fixed number of bytes; a text's last block is zero-padded."""
+
+    def __init__(self, task: LanguageModelTask) -> None:
+        self._text = task.text
+        self.needs: tuple[str, ...] = (task.text,)
+        self.label = ""
+        self.facts: Mapping[str, Any] = {"vocabulary": task.vocabulary}
+        self.fields = {"tokens": Field("uint8", (task.block_bytes,)), **_BLOCK}
+
+    def extract(self, record: Record) -> Value:
+        return Value(text_of(record, self._text))
+
+    def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
+        return _blocks(values, self.fields["tokens"])
+
+
+class _TokenBlocks:
+    """Lists of token ids cut into blocks of a fixed number; the last block is zero-padded."""
+
+    def __init__(self, task: LanguageModelTask) -> None:
+        self._name, self._vocabulary = task.tokens, task.vocabulary
+        self._dtype = smallest_unsigned(task.vocabulary - 1)
+        self.needs: tuple[str, ...] = (task.tokens,)
+        self.label = ""
+        self.facts: Mapping[str, Any] = {"vocabulary": task.vocabulary}
+        self.fields = {"tokens": Field(self._dtype, (task.block_tokens,)), **_BLOCK}
+
+    def extract(self, record: Record) -> Value:
+        listed = required(record, self._name)
+        if not isinstance(listed, list | np.ndarray):  # Parquet's lists come as arrays
+            raise UnusableRecordError(
+                f"field `{self._name}` is {type(listed).__name__}, a list of token ids is needed"
+            )
+        if not len(listed):
+            return Value(b"")
+        wrong = self._refused(listed)
+        if wrong:
+            raise UnusableRecordError(
+                f"field `{self._name}` holds {wrong}, ids are whole numbers from 0 to "
+                f"{self._vocabulary - 1}"
+            )
+        return Value(np.array(listed, self._dtype).tobytes())
+
+    def _refused(self, listed: list[Any] | Array) -> str:
+        """The first entry that is no id of the vocabulary, as it is shown; empty if all are."""
+        try:
+            ids = np.array(listed)
+        except ValueError:  # lists of unequal lengths
+            ids = np.array(listed, object)
+        if ids.ndim == 1 and ids.dtype.kind in "iu":
+            beyond = (ids < 0) | (ids >= self._vocabulary)
+            return str(ids[np.argmax(beyond)]) if beyond.any() else ""
+        entries = listed.tolist() if isinstance(listed, np.ndarray) else listed
+        others = [each for each in entries if type(each) is not int]
+        return repr(others[0] if others else max(entries))[:40]
+
+    def samples(self, values: Sequence[Value], labels: LabelIndex) -> Columns:
+        return _blocks(values, self.fields["tokens"])
+
+
+_BLOCK = {"length": Field("uint32"), "record": Field("uint64")}
+
+
+def _blocks(values: Sequence[Value], told: Field) -> Columns:
+    """Values cut into blocks as the field says, and how much of each block is theirs."""
+    (size,), dtype = told.shape, np.dtype(told.dtype)
+    lengths = [len(value.inputs) // dtype.itemsize for value in values]
+    counts = [-(-length // size) for length in lengths]
+    tokens = np.zeros((sum(counts), size), dtype)
+    length = np.full(sum(counts), size, np.uint32)
+    flat, row = tokens.reshape(-1), 0
+    for value, num_tokens, count in zip(values, lengths, counts, strict=True):
+        start = row * size
+        flat[start : start + num_tokens] = np.frombuffer(value.inputs, dtype)
+        row += count
+        if count:  # an empty text has no last block
+            length[row - 1] = num_tokens - (count - 1) * size
+    return {"tokens": tokens, "length": length, "record": np.repeat(record_ids(values), counts)}
