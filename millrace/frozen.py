@@ -146,5 +146,6 @@ def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...
 _TAGS = frozenset(
     {"ngram_copy", "gpt", "conv", "mlp", "custom"}
     | {"language_model", "classification"}
+    | {"no tokenizer", "bpe tokenizer"}
     | {"range", "choices", "one url", "named urls", "[key]"}
 )

@@ -35,11 +35,19 @@ from millrace.networks import (
     NgramCopyNetwork,
 )
 from millrace.sources import SourceSpec
-from millrace.tasks import BASELINES, ClassificationTask, LanguageModelTask, Task
+from millrace.tasks import (
+    BASELINES,
+    BpeTokenizer,
+    ClassificationTask,
+    LanguageModelTask,
+    Task,
+    has_tokenizer,
+)
 
 # Of what is imported: networks, tasks and sources are part of the spec to all who read one.
 __all__ = [
     "BASELINES",
+    "BpeTokenizer",
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
@@ -50,6 +58,7 @@ __all__ = [
     "NgramCopyNetwork",
     "SourceSpec",
     "Task",
+    "has_tokenizer",
 ]
 
 # Fields of `train` that no trial can be compared by, and why.
@@ -283,9 +292,10 @@ class PipelineSpec(Frozen):
             shape = list(self.task.shape)
             if name == "conv" and len(shape) != 3:
                 raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
-        elif name == "ngram_copy" and self.task.tokens:
+        elif name == "ngram_copy" and self.task.reads_ids:
             raise ValueError(
-                f"network {name} reads bytes; token ids (task.tokens) need gpt or one of your own"
+                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt "
+                "or one of your own"
             )
         known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:
