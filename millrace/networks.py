@@ -3,9 +3,27 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from millrace.frozen import NUMBER, Fraction, Frozen, NonNegativeInt, PositiveInt
+
+TASK_OF_NETWORK = {
+    "ngram_copy": "language_model",
+    "gpt": "language_model",
+    "conv": "classification",
+    "vit": "classification",
+    "mlp": "classification",
+    "qaoa": "maxcut",
+}
+"""The only task that each network of ours is for."""
 
 
 class NgramCopyNetwork(Frozen):
@@ -54,9 +72,42 @@ class ConvNetwork(Frozen):
     name: Literal["conv"]
     """Says which network it is."""
     width: PositiveInt = 32
-    """Channels of the first convolution; the second has twice as many."""
+    """Channels of the first convolution; each further one, after the image was halved, has twice as
+    many, up to 8 times."""
     dropout: Fraction = 0.1
     """Share of the features dropped before the last layer while training."""
+
+
+class VitNetwork(Frozen):
+    """Vision transformer: attention between the patches of an image."""
+
+    name: Literal["vit"]
+    """Says which network it is."""
+    width: PositiveInt = 64
+    """Channels."""
+    depth: PositiveInt = 4
+    """Blocks of attention and MLP."""
+    heads: NonNegativeInt = 0
+    """Of the attention; must divide the width. 0 gives each 32 channels."""
+    patch: NonNegativeInt = 0
+    """Pixels of a patch's side. 0 takes the least that gives at most 64 patches."""
+    dropout: Fraction = 0.1
+    """Share of the channels dropped while training."""
+
+    @model_validator(mode="after")
+    def _divide_the_width(self) -> "VitNetwork":
+        if self.heads and self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class QaoaNetwork(Frozen):
+    """Quantum approximate optimization algorithm, simulated: angles that cut graphs."""
+
+    name: Literal["qaoa"]
+    """Says which network it is."""
+    depth: PositiveInt = 1
+    """Layers, each with two angles."""
 
 
 class MlpNetwork(Frozen):
@@ -70,6 +121,23 @@ class MlpNetwork(Frozen):
     """Hidden layers."""
     dropout: Fraction = 0.1
     """Share of the units dropped while training."""
+
+
+class HuggingFaceNetwork(Frozen):
+    """A model of the Hugging Face hub, or of a local folder, by the `transformers` library."""
+
+    name: Annotated[str, Field(pattern=r"^hf:.+")]
+    """`hf:FOLDER`, beside the pipeline's defs.yaml or absolute, or `hf:OWNER/NAME` on the hub. Its
+    weights must be safetensors, and code from the hub is never run."""
+    revision: str = "main"
+    """Of a model on the hub: a branch, tag or commit. Only a commit stands for one version."""
+    pretrained: bool = True
+    """Whether to begin with its weights; else it begins with new ones, of its configuration."""
+
+    @property
+    def place(self) -> str:
+        """The folder or name."""
+        return self.name.removeprefix("hf:")
 
 
 class CustomNetwork(BaseModel):
@@ -88,20 +156,32 @@ class CustomNetwork(BaseModel):
 
 def _network_tag(value: Any) -> str:
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    if str(name).startswith("hf:"):
+        return "hf"
     return "custom" if ":" in str(name) else str(name)
 
 
-Network = Annotated[
+def _named(value: Any) -> Any:
+    """`network: gpt` for `network: {name: gpt}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+_Known = Annotated[
     Annotated[NgramCopyNetwork, Tag("ngram_copy")]
     | Annotated[GptNetwork, Tag("gpt")]
     | Annotated[ConvNetwork, Tag("conv")]
+    | Annotated[VitNetwork, Tag("vit")]
     | Annotated[MlpNetwork, Tag("mlp")]
+    | Annotated[QaoaNetwork, Tag("qaoa")]
+    | Annotated[HuggingFaceNetwork, Tag("hf")]
     | Annotated[CustomNetwork, Tag("custom")],
     Discriminator(
         _network_tag,
         custom_error_type="unknown_network",
         custom_error_message=(
-            "`name` must be ngram_copy, gpt, conv, mlp, or file.py:Class for your own network"
+            "`name` must be ngram_copy, gpt, conv, vit, mlp, qaoa, hf:NAME, or file.py:Class "
+            "for your own network"
         ),
     ),
 ]
+Network = Annotated[_Known, BeforeValidator(_named)]

@@ -27,12 +27,16 @@ from millrace.frozen import (
     unknown_key,
 )
 from millrace.networks import (
+    TASK_OF_NETWORK,
     ConvNetwork,
     CustomNetwork,
     GptNetwork,
+    HuggingFaceNetwork,
     MlpNetwork,
     Network,
     NgramCopyNetwork,
+    QaoaNetwork,
+    VitNetwork,
 )
 from millrace.sources import SourceSpec
 from millrace.tasks import (
@@ -40,6 +44,7 @@ from millrace.tasks import (
     BpeTokenizer,
     ClassificationTask,
     LanguageModelTask,
+    MaxcutTask,
     Task,
     has_tokenizer,
 )
@@ -52,12 +57,16 @@ __all__ = [
     "ConvNetwork",
     "CustomNetwork",
     "GptNetwork",
+    "HuggingFaceNetwork",
     "LanguageModelTask",
+    "MaxcutTask",
     "MlpNetwork",
     "Network",
     "NgramCopyNetwork",
+    "QaoaNetwork",
     "SourceSpec",
     "Task",
+    "VitNetwork",
     "has_tokenizer",
 ]
 
@@ -258,7 +267,7 @@ class GateSpec(Frozen):
     beats: tuple[str, ...] = ()
     """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
     `xz-9-solid`, `6-gram`; of token ids `unigram`; of classes `majority`, `logistic-regression`;
-    empty means the task's own."""
+    of graphs `random`, `local-search`; empty means the task's own."""
     bar: Annotated[float | Literal["none"], NUMBER] = "none"
     """Value of the metric that its whole interval must reach."""
 
@@ -284,15 +293,20 @@ class PipelineSpec(Frozen):
     @model_validator(mode="after")
     def _fit_together(self) -> "PipelineSpec":
         name, kind = self.network.name, self.task.kind
-        if name in ("ngram_copy", "gpt") and kind != "language_model":
-            raise ValueError(f"network {name} needs task language_model, not {kind}")
-        if name in ("conv", "mlp") and kind != "classification":
-            raise ValueError(f"network {name} needs task classification, not {kind}")
-        if isinstance(self.task, ClassificationTask):
+        needed = TASK_OF_NETWORK.get(name, kind)
+        if needed != kind:
+            raise ValueError(f"network {name} needs task {needed}, not {kind}")
+        if isinstance(self.network, HuggingFaceNetwork) and kind in ("classification", "maxcut"):
+            raise ValueError(f"network {name} reads texts or token ids, which no {kind} has")
+        if isinstance(self.task, ClassificationTask) and name in ("conv", "vit"):
             shape = list(self.task.shape)
-            if name == "conv" and len(shape) != 3:
-                raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
-        elif name == "ngram_copy" and self.task.reads_ids:
+            if len(shape) != 3:
+                raise ValueError(f"network {name} needs a shape of 3 sizes, not {shape}")
+        if (
+            isinstance(self.task, LanguageModelTask)
+            and name == "ngram_copy"
+            and self.task.reads_ids
+        ):
             raise ValueError(
                 f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt "
                 "or one of your own"

@@ -10,7 +10,10 @@ BASELINES = {
     "language_model": ("zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"),
     "language_model of token ids": ("unigram",),
     "classification": ("majority", "logistic-regression"),
+    "maxcut": ("random", "local-search"),
 }
+MOST_VERTICES = 20
+"""Of a graph of a `maxcut`: 2**19 amplitudes, 4 MiB for each layer while training."""
 
 
 class BpeTokenizer(Frozen):
@@ -132,4 +135,30 @@ def has_tokenizer(task: Frozen) -> bool:
     return isinstance(task, LanguageModelTask) and task.tokenizer != "bytes"
 
 
-Task = Annotated[LanguageModelTask | ClassificationTask, Field(discriminator="kind")]
+class MaxcutTask(Frozen):
+    """Cut as many edges of a graph as can be by dividing its vertices in two."""
+
+    kind: Literal["maxcut"]
+    """Says which task it is."""
+    edges: str = "edges"
+    """The record's field that holds the edges, `[[0, 1], [1, 2], ...]`."""
+    vertices: PositiveInt = 14
+    """Of the largest graph, at most 20; each is simulated with 2**(vertices - 1) amplitudes.
+    Smaller graphs are filled up with vertices without edges."""
+
+    @model_validator(mode="after")
+    def _fit_into_memory(self) -> "MaxcutTask":
+        if not 2 <= self.vertices <= MOST_VERTICES:
+            raise ValueError(
+                f"vertices {self.vertices}: from 2 to {MOST_VERTICES} can be simulated; with each "
+                "one more, time and memory double"
+            )
+        return self
+
+    @property
+    def baselines(self) -> str:
+        """Key of BASELINES."""
+        return "maxcut"
+
+
+Task = Annotated[LanguageModelTask | ClassificationTask | MaxcutTask, Field(discriminator="kind")]

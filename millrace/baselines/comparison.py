@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from millrace.baselines import classification, language_model
+from millrace.baselines import classification, language_model, maxcut
 from millrace.data.samples import Samples
 from millrace.spec import LanguageModelTask, Task
 
 Floats = npt.NDArray[np.float64]
 _COMPARISONS: dict[str, Callable[[Any, Samples, Samples], dict[str, Floats]]] = {
     "classification": classification.compare,
+    "maxcut": maxcut.compare,
 }
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from millrace.data.encoders import classification, language_model
+from millrace.data.encoders import classification, language_model, maxcut
 from millrace.data.values import Encoder
 from millrace.spec import LanguageModelTask, Task
 
 _ENCODERS: dict[str, Callable[[Any], Encoder]] = {
     "classification": classification.build,
+    "maxcut": maxcut.build,
 }
 
 
