@@ -21,6 +21,7 @@ transformers: Any = pytest.importorskip(
 )
 IDS = DataFacts(num_classes=60, shape=(12,), is_per_position=True)
 TEXTS = DataFacts(num_classes=3, shape=(40,))
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def _save_classifier(folder: Path) -> None:
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+        tokenizer_object=tokenizer, **SPECIAL
     ).save_pretrained(folder)
     config = transformers.BertConfig(
         vocab_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
