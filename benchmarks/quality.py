@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality --data FOLDER --case tinyshakespeare [--seeds 3]
 
-FOLDER holds a folder for each case, of its name. Each case goes through the product: its source
+FOLDER holds a folder for each case, of its name, and `qaoa` for `maxcut`. Each case goes through the product: its source
 files are listed, packed and streamed, and Trainer trains on one core.
 """
 
@@ -12,12 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.quality_cases import tinyshakespeare
+from benchmarks.quality_cases import fashion_mnist, maxcut, tinyshakespeare
 from benchmarks.quality_cases.case import Case
 from benchmarks.result import Bar, Bars, Series, Table, write
 from millrace.launch import environment_of_child
 
 CASES: dict[str, Case] = {
+    "fashion-mnist": fashion_mnist.CASE,
+    "maxcut": maxcut.CASE,
     "tinyshakespeare": tinyshakespeare.CASE,
 }
 
