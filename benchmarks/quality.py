@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality --data FOLDER --case tinyshakespeare [--seeds 3]
 
-FOLDER holds a folder for each case, of its name, and `qaoa` for `maxcut`. Each case goes through the product: its source
-files are listed, packed and streamed, and Trainer trains on one core.
+FOLDER holds a folder for each case, of its name (for `maxcut`: `qaoa`). Each case goes through the
+product: its source files are listed, packed and streamed, and Trainer trains on one core.
 """
 
 import argparse

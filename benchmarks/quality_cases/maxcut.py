@@ -29,7 +29,7 @@ SPEC: dict[str, Any] = {
 def run(data: Path, scratch: Path, seed: int) -> Outcome:
     """Train on the graphs of the train split; compare on those of the test split.
 
-    The quality is the share of edges that is expected to be cut, less the same of the fixed angles.
+    The quality is the share of edges that is expected to be cut, less that of the fixed angles.
     """
     told = json.loads((data.with_name("qaoa") / "fixed_angles_3_regular.json").read_text())["3"][
         "1"
