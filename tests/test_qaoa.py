@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.data.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.data.made.regular_graphs import records
+from millrace.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.models.facts import DataFacts
 from millrace.models.qaoa import Qaoa
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from benchmarks.quality_cases.case import Case, Outcome, packed_shards, train
-from millrace.data.graphs import num_pairs
 from millrace.data.samples import Samples
+from millrace.graphs import num_pairs
 from millrace.models.facts import DataFacts
 from millrace.models.qaoa import Qaoa
 from millrace.storage import FsspecStorage
