@@ -20,6 +20,7 @@ from millrace.confusion import class_facts
 from millrace.data.columns import Columns, run_starts
 from millrace.data.images import decoded, decoded_bytes
 from millrace.data.samples import Samples
+from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import SpecError, TrainingError
 from millrace.intervals import Floats, paired, ratio
 from millrace.job import Job
@@ -64,7 +65,7 @@ def evaluate(job: Job) -> Manifest:
     records = _by_record(samples)
     log(f"{objective.metric}: scored {len(test)} samples of {len(records['weight'])} records")
     train = Samples(storage, shards, "train")
-    found = compare(job.spec.task, train, test)
+    found = compare(job.spec.task, train, test, tokenizer_of_shards(storage, shards))
     facts = _with_intervals(objective, records, found) | {
         "num_samples": len(test),
         "num_records": len(records["weight"]),

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from millrace.frozen import NUMBER, Fraction, Frozen, NonNegativeInt, PositiveInt
 
@@ -171,6 +179,23 @@ class MlpNetwork(Frozen):
     """Share of the units dropped while training."""
 
 
+class HuggingFaceNetwork(Frozen):
+    """A model of the Hugging Face hub, or of a local folder, by the `transformers` library."""
+
+    name: Annotated[str, Field(pattern=r"^hf:.+")]
+    """`hf:FOLDER`, beside the pipeline's defs.yaml or absolute, or `hf:OWNER/NAME` on the hub. Its
+    weights must be safetensors, and code from the hub is never run."""
+    revision: str = "main"
+    """Of a model on the hub: a branch, tag or commit. Only a commit stands for one version."""
+    pretrained: bool = True
+    """Whether to begin with its weights; else it begins with new ones, of its configuration."""
+
+    @property
+    def place(self) -> str:
+        """The folder or name."""
+        return self.name.removeprefix("hf:")
+
+
 class CustomNetwork(BaseModel):
     """The user's own `torch.nn.Module`: further keys are handed to its constructor."""
 
@@ -187,10 +212,17 @@ class CustomNetwork(BaseModel):
 
 def _network_tag(value: Any) -> str:
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    if str(name).startswith("hf:"):
+        return "hf"
     return "custom" if ":" in str(name) else str(name)
 
 
-Network = Annotated[
+def _named(value: Any) -> Any:
+    """`network: gpt` for `network: {name: gpt}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+_Known = Annotated[
     Annotated[NgramCopyNetwork, Tag("ngram_copy")]
     | Annotated[GptNetwork, Tag("gpt")]
     | Annotated[ConvNetwork, Tag("conv")]
@@ -199,13 +231,15 @@ Network = Annotated[
     | Annotated[EncoderNetwork, Tag("encoder")]
     | Annotated[MotifConvNetwork, Tag("motif_conv")]
     | Annotated[QaoaNetwork, Tag("qaoa")]
+    | Annotated[HuggingFaceNetwork, Tag("hf")]
     | Annotated[CustomNetwork, Tag("custom")],
     Discriminator(
         _network_tag,
         custom_error_type="unknown_network",
         custom_error_message=(
-            "`name` must be ngram_copy, gpt, conv, vit, mlp, encoder, motif_conv, qaoa, or "
-            "file.py:Class for your own network"
+            "`name` must be ngram_copy, gpt, conv, vit, mlp, encoder, motif_conv, qaoa, hf:NAME, "
+            "or file.py:Class for your own network"
         ),
     ),
 ]
+Network = Annotated[_Known, BeforeValidator(_named)]

@@ -6,13 +6,14 @@ from pathlib import Path
 from torch import nn
 
 from millrace import manifest as manifests
+from millrace.data.tokenizer import FILE as TOKENIZER
 from millrace.errors import SpecError
 from millrace.frozen import Frozen
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
 from millrace.release import NOUN, SPEC
-from millrace.spec import CustomNetwork, Network, SourceSpec, Task
+from millrace.spec import CustomNetwork, Network, SourceSpec, Task, has_tokenizer
 from millrace.storage import FsspecStorage
 from millrace.train.checkpoint import WEIGHTS, load_weights
 
@@ -52,6 +53,7 @@ class Released:
         self.network: nn.Module = build_network(described.network, facts, str(code))
         load_weights(self.network, made.file(WEIGHTS).read(storage))
         self.network.eval()
+        self.tokenizer = made.file(TOKENIZER).read(storage) if has_tokenizer(self.task) else b""
 
 
 def _refuse_other_code(network: CustomNetwork, code: Path, sha256: str) -> None:

@@ -32,6 +32,7 @@ from millrace.networks import (
     CustomNetwork,
     EncoderNetwork,
     GptNetwork,
+    HuggingFaceNetwork,
     MlpNetwork,
     MotifConvNetwork,
     Network,
@@ -42,21 +43,25 @@ from millrace.networks import (
 from millrace.sources import SourceSpec
 from millrace.tasks import (
     BASELINES,
+    BpeTokenizer,
     ClassificationTask,
     LanguageModelTask,
     MaxcutTask,
     Task,
     TextClassificationTask,
+    has_tokenizer,
 )
 
 # Of what is imported: networks, tasks and sources are part of the spec to all who read one.
 __all__ = [
     "BASELINES",
+    "BpeTokenizer",
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
     "EncoderNetwork",
     "GptNetwork",
+    "HuggingFaceNetwork",
     "LanguageModelTask",
     "MaxcutTask",
     "MlpNetwork",
@@ -68,6 +73,7 @@ __all__ = [
     "Task",
     "TextClassificationTask",
     "VitNetwork",
+    "has_tokenizer",
 ]
 
 # Fields of `train` that no trial can be compared by, and why.
@@ -297,13 +303,20 @@ class PipelineSpec(Frozen):
         needed = TASK_OF_NETWORK.get(name, kind)
         if needed != kind:
             raise ValueError(f"network {name} needs task {needed}, not {kind}")
+        if isinstance(self.network, HuggingFaceNetwork) and kind in ("classification", "maxcut"):
+            raise ValueError(f"network {name} reads texts or token ids, which no {kind} has")
         if isinstance(self.task, ClassificationTask) and name in ("conv", "vit"):
             shape = list(self.task.shape)
             if len(shape) != 3:
                 raise ValueError(f"network {name} needs a shape of 3 sizes, not {shape}")
-        if isinstance(self.task, LanguageModelTask) and name == "ngram_copy" and self.task.tokens:
+        if (
+            isinstance(self.task, LanguageModelTask)
+            and name == "ngram_copy"
+            and self.task.reads_ids
+        ):
             raise ValueError(
-                f"network {name} reads bytes; token ids (task.tokens) need gpt or one of your own"
+                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt "
+                "or one of your own"
             )
         known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:

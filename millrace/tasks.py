@@ -1,10 +1,10 @@
 """Frozen descriptions of the tasks a pipeline may be for: what is taken from a record."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from millrace.frozen import Frozen, PositiveInt
+from millrace.frozen import NUMBER, Frozen, PositiveInt
 
 BASELINES = {
     "language_model": ("zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"),
@@ -17,6 +17,29 @@ MOST_VERTICES = 20
 """Of a graph of a `maxcut`: 2**19 amplitudes, 4 MiB for each layer while training."""
 
 
+class BpeTokenizer(Frozen):
+    """Byte-pair encoding, learned from the training split by a step of its own."""
+
+    kind: Literal["bpe"]
+    """Says which tokenizer it is."""
+    vocabulary: Annotated[int, Field(ge=257, le=2**20), NUMBER] = 4096
+    """Ids: the 256 bytes, and the pairs of ids that occurred most often when they were merged."""
+
+
+# What pydantic puts into the place of an error; neither can be a key of the YAML.
+_BYTES, _BPE = "no tokenizer", "bpe tokenizer"
+
+
+def _tokenizer_tag(value: Any) -> str:
+    return _BYTES if isinstance(value, str) else _BPE
+
+
+Tokenizer = Annotated[
+    Annotated[Literal["bytes"], Tag(_BYTES)] | Annotated[BpeTokenizer, Tag(_BPE)],
+    Discriminator(_tokenizer_tag),
+]
+
+
 class LanguageModelTask(Frozen):
     """Predict each byte of a text, or each token id of a list, from those before it."""
 
@@ -26,18 +49,27 @@ class LanguageModelTask(Frozen):
     """The record's field that holds the text (`sequence` for FASTA); an empty text is no record."""
     block_bytes: PositiveInt = 1024
     """Bytes per sample: a text is cut into blocks of this length."""
+    tokenizer: Annotated[Tokenizer, Field(exclude_if=lambda value: value == "bytes")] = "bytes"
+    """`bytes`: every byte is a token. `{kind: bpe, vocabulary: 4096}`: texts become token ids, cut
+    into blocks of `block_tokens`; the metric stays bits per byte."""
     tokens: str = ""
     """The record's field that holds a list of token ids, to be taken in place of a text; it needs
     `gpt` or a network of your own, and compressors are no baselines to it."""
     vocabulary: PositiveInt = 256
     """With `tokens`: how many ids there are, from 0 on. A record with another one is rejected."""
     block_tokens: PositiveInt = 1024
-    """With `tokens`: ids per sample, in place of `block_bytes`."""
+    """With `tokens` or a `tokenizer`: ids per sample, in place of `block_bytes`."""
 
     @model_validator(mode="after")
     def _know_what_is_read(self) -> "LanguageModelTask":
-        if not self.tokens and (self.vocabulary, self.block_tokens) != (256, 1024):
-            raise ValueError("vocabulary and block_tokens are of token ids: name their field")
+        is_ids_without_field = not self.tokens and self.vocabulary != 256
+        if is_ids_without_field or (not self.reads_ids and self.block_tokens != 1024):
+            raise ValueError(
+                "vocabulary and block_tokens are of token ids: name their field, or give "
+                "block_tokens a `tokenizer`"
+            )
+        if self.tokens and self.tokenizer != "bytes":
+            raise ValueError("tokens are ids already: leave `tokenizer` out")
         return self
 
     @property
@@ -46,9 +78,21 @@ class LanguageModelTask(Frozen):
         return "language_model of token ids" if self.tokens else "language_model"
 
     @property
+    def reads_ids(self) -> bool:
+        """Whether a network sees token ids, not bytes."""
+        return bool(self.tokens) or self.tokenizer != "bytes"
+
+    @property
+    def num_ids(self) -> int:
+        """How many ids, or values of a byte, there are."""
+        if isinstance(self.tokenizer, BpeTokenizer):
+            return self.tokenizer.vocabulary
+        return self.vocabulary
+
+    @property
     def block(self) -> int:
         """Bytes or token ids per sample."""
-        return self.block_tokens if self.tokens else self.block_bytes
+        return self.block_tokens if self.reads_ids else self.block_bytes
 
 
 class ClassificationTask(Frozen):
@@ -85,6 +129,11 @@ class ClassificationTask(Frozen):
         if self.inputs:
             raise ValueError(f"inputs name numbers; leave them out with images: {self.images}")
         return self
+
+
+def has_tokenizer(task: Frozen) -> bool:
+    """Whether texts are encoded by a tokenizer, which a step of its own learns."""
+    return isinstance(task, LanguageModelTask) and task.tokenizer != "bytes"
 
 
 class TextClassificationTask(Frozen):

@@ -179,6 +179,20 @@ def build_images(root: Path, images: str) -> Line:
     )
 
 
+def build_graphs(root: Path) -> Line:
+    """Random 3-regular graphs of 10 vertices, of which there are 19 or 21."""
+    (root / "source").mkdir()
+    return _packed(
+        root,
+        source={"url": "synthetic://regular_graphs?vertices=10&records=15"},
+        task={"kind": "maxcut", "vertices": 10},
+        network={"name": "qaoa", "depth": 1},
+        train={"steps": 60, "batch": 8, "ranks": 1, "learning_rate": 0.05},
+        search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
+        gate={"beats": ["random"]},
+    )
+
+
 def build_tokens(root: Path) -> Line:
     """Lists of token ids, each mostly one more than the one before it, of a vocabulary of 300."""
     rng = np.random.default_rng(0)

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from millrace.data.fields import build_encoder
 from millrace.data.listing import labels_beside, list_source
 from millrace.data.records import Located, read_records
+from millrace.data.values import UnusableRecordError
 from millrace.errors import SourceError
-from millrace.spec import SourceSpec
+from millrace.spec import ClassificationTask, SourceSpec
 
 IMAGES = np.arange(5 * 3 * 2, dtype=np.uint8).reshape(5, 3, 2)
 LABELS = np.array([3, 1, 4, 1, 5], np.uint8)
@@ -106,3 +108,24 @@ def test_labels_are_looked_for_under_the_name_of_their_images() -> None:
     assert labels_beside("s3://b/t10k-images-idx3-ubyte.gz") == "s3://b/t10k-labels-idx1-ubyte.gz"
     assert labels_beside("images/x.images.idx3-ubyte") == "images/x.labels.idx1-ubyte"
     assert labels_beside("images/cat.png") == ""
+
+
+def test_an_image_that_is_an_array_becomes_pixels_of_the_shape_asked_for() -> None:
+    def stored(image: np.ndarray[Any, Any], *shape: int, images: str = "pixels") -> bytes:
+        task = ClassificationTask.model_validate(
+            {"kind": "classification", "images": images, "shape": shape}
+        )
+        return build_encoder(task).extract({"image": image, "label": 1}).inputs
+
+    color = np.stack([IMAGES[0], IMAGES[1], IMAGES[2]], axis=2)
+
+    assert stored(IMAGES[1], 1, 3, 2) == IMAGES[1].tobytes()
+    assert stored(IMAGES[1][:, :, None], 1, 3, 2) == IMAGES[1].tobytes()
+    assert stored(color, 3, 3, 2) == IMAGES[:3].tobytes()
+    assert stored(np.full((9, 9), 7, np.uint8), 3, 2, 2) == bytes([7] * 12)
+    with pytest.raises(UnusableRecordError, match=r"an array of float32 \[3, 2\] is no image"):
+        stored(IMAGES[1].astype(np.float32), 1, 3, 2)
+    with pytest.raises(UnusableRecordError, match=r"an array of uint8 \[3, 2, 2\] is no image"):
+        stored(color[:, :, :2], 1, 3, 2)
+    with pytest.raises(UnusableRecordError, match=r"set `task\.images: pixels`"):
+        stored(IMAGES[1], 1, 3, 2, images="coded")

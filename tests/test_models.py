@@ -104,8 +104,10 @@ def test_facts_are_read_from_a_shards_manifest() -> None:
         "deviation": [2.0],
     }
 
-    assert DataFacts.from_manifest(text) == DataFacts(256, (64,))
-    assert DataFacts.from_manifest(text | {"vocabulary": 300}) == DataFacts(300, (64,))
+    assert DataFacts.from_manifest(text) == DataFacts(256, (64,), is_per_position=True)
+    assert DataFacts.from_manifest(text | {"vocabulary": 300}) == DataFacts(
+        300, (64,), is_per_position=True
+    )
     assert DataFacts.from_manifest(image) == DataFacts(2, (1, 8, 8), (3.0,), (2.0,))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from millrace.answers.records import print_line
+from millrace.data.tokenizer import Tokenizer, bytes_of_ids
 from millrace.released import Released
 from millrace.tasks import LanguageModelTask
 
@@ -24,8 +25,16 @@ def continue_text(
     released: Released, text: str, num_bytes: int, temperature: float, seed: int
 ) -> str:
     """`num_bytes` more bytes, drawn at a temperature (0 takes the likeliest each time)."""
-    found = continue_tokens(released, list(text.encode()), num_bytes, temperature, seed)
-    return bytes(found).decode(errors="replace")
+    data = text.encode()
+    if not released.tokenizer:
+        found = continue_tokens(released, list(data), num_bytes, temperature, seed)
+        return bytes(found).decode(errors="replace")
+    (ids,) = Tokenizer(released.tokenizer).encode([data])
+    words = bytes_of_ids(released.tokenizer)
+    # An id stands for a byte or more: there are enough, and those that are too many are cut off.
+    found = continue_tokens(released, ids.tolist(), num_bytes, temperature, seed)
+    told = b"".join(words[i] for i in found)
+    return told[: len(data) + num_bytes].decode(errors="replace")
 
 
 def continue_tokens(
@@ -35,7 +44,7 @@ def continue_tokens(
     task = _task(released)
     generator = torch.Generator().manual_seed(seed)
     context = list(tokens)
-    dtype = torch.int64 if task.tokens else torch.uint8
+    dtype = torch.int64 if task.reads_ids else torch.uint8
     for _ in range(num_tokens):
         window = context[max(0, len(context) - task.block + 1) :]
         with torch.inference_mode():

@@ -8,19 +8,22 @@ import numpy.typing as npt
 from millrace.baselines.compression import NGRAM_CONTEXT, Floats, compressed_bits, ngram_bits
 from millrace.data.columns import Columns, run_starts
 from millrace.data.samples import Samples
+from millrace.data.tokenizer import bytes_of_ids
 from millrace.tasks import LanguageModelTask
 from millrace.telemetry import log
 
 
-def compare(task: LanguageModelTask, train: Samples, test: Samples) -> dict[str, Floats]:
+def compare(
+    task: LanguageModelTask, train: Samples, test: Samples, tokenizer: bytes = b""
+) -> dict[str, Floats]:
     """Bits of each test record, by baseline."""
     if task.tokens:
         return {"unigram": _unigram_bits(train, test, task.vocabulary)}
-    texts = list(_texts(test))
+    texts = list(_texts(test, tokenizer))
     log("baselines: compressing the test split")
     found = compressed_bits(texts)
     log(f"baselines: counting n-grams of {NGRAM_CONTEXT + 1} bytes")
-    return found | {f"{NGRAM_CONTEXT + 1}-gram": ngram_bits(list(_texts(train)), texts)}
+    return found | {f"{NGRAM_CONTEXT + 1}-gram": ngram_bits(list(_texts(train, tokenizer)), texts)}
 
 
 def _unigram_bits(train: Samples, test: Samples, vocabulary: int) -> Floats:
@@ -45,8 +48,9 @@ def _is_theirs(columns: Columns) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _texts(samples: Samples) -> Iterator[bytes]:
-    """The records' texts, put together from their blocks."""
+def _texts(samples: Samples, tokenizer: bytes) -> Iterator[bytes]:
+    """The records' texts, put together from their blocks; decoded, if they were encoded."""
+    words = bytes_of_ids(tokenizer) if tokenizer else []
     parts: list[bytes] = []
     last = None
     for columns in samples.batches(4096):
@@ -56,7 +60,8 @@ def _texts(samples: Samples) -> Iterator[bytes]:
             if parts and record != last:
                 yield b"".join(parts)
                 parts = []
-            parts.append(tokens[:length].tobytes())
+            theirs = tokens[:length]
+            parts.append(b"".join(words[i] for i in theirs) if words else theirs.tobytes())
             last = record
     if parts:
         yield b"".join(parts)

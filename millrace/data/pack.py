@@ -26,6 +26,7 @@ from millrace.data.mixture import WHOLE, divide
 from millrace.data.shard import Layout
 from millrace.data.splits import SPLITS, Kept, count_overlap, draw_splits, first_of_each
 from millrace.data.statistics import mean_and_deviation
+from millrace.data.tokenizer import NOUN as TOKENIZER
 from millrace.data.unit import NOUN as UNIT_NOUN
 from millrace.data.unit import Unit, pack_unit
 from millrace.data.workers import Task, num_cores, num_workers, work_through
@@ -79,16 +80,21 @@ def pack(job: Job) -> Manifest:
     sources = _divide(job, source, splits, kept)
     num_train = int((splits[kept] == 0).sum())
     chosen = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
+    tokenizer = [manifests.read(storage, job.inputs[TOKENIZER])] if TOKENIZER in job.inputs else []
+    recipe = _recipe(job, source, tokenizer, chosen.layout)
     planned = {
-        name: _plan(job, source, ids, kept, chosen.layout, numbers)
+        name: _plan(job, source, ids, kept, recipe, chosen.layout, numbers)
         for name, numbers in sources.items()
     }
     packed = _pack_units(storage, job, [unit for units in planned.values() for unit in units])
     names = [name for name, units in planned.items() for _ in units]
     named = list(zip(names, packed, strict=True))
     made = _describe(job, source, named, ids=ids[kept], splits=splits[kept])
+    told = {made.noun: made.digest for made in tokenizer}
     return replace(
         made,
+        inputs={**made.inputs, **told},
+        files=(*made.files, *(file for made in tokenizer for file in made.files)),
         facts={**made.facts, "layout": chosen.facts},
         measured={"layout": chosen.measured},
     )
@@ -139,18 +145,25 @@ def _rows(entries: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Rows:
     return np.concatenate([np.arange(*entries[number]["records"]) for number in numbers])
 
 
+def _recipe(job: Job, source: Manifest, tokenizer: Sequence[Manifest], layout: Layout) -> str:
+    """What, besides a unit's own records, decides how it is packed."""
+    spec = job.spec
+    shards = spec.shards.model_dump() | asdict(layout)
+    encoded = [made.digest for made in tokenizer]
+    return digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards, *encoded)
+
+
 def _plan(
     job: Job,
     source: Manifest,
     ids: Ids,
     kept: Kept,
+    recipe: str,
     layout: Layout,
     numbers: Sequence[int],
 ) -> list[Unit]:
     """The units of the files of these numbers; which source they are of is not their affair."""
     spec, entries = job.spec, source.facts["files"]
-    shards = spec.shards.model_dump() | asdict(layout)
-    recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
     units = []
     for places in cut_units([entries[number] for number in numbers], spec.shards.unit_bytes):
         indices = [numbers[place] for place in places]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.data.columns import Array, Column, Columns, Field, Ragged
-from millrace.data.images import pixels
+from millrace.data.images import array_pixels, pixels
 from millrace.data.values import (
     LABELLED,
     Encoder,
@@ -25,7 +25,7 @@ from millrace.data.values import (
 from millrace.tasks import ClassificationTask
 
 IMAGE = "image"
-"""The field of a record that holds a coded image."""
+"""The field of a record that holds an image, coded or as an array."""
 
 
 def build(task: ClassificationTask) -> Encoder:
@@ -86,12 +86,14 @@ class _LabelledImages:
     def extract(self, record: Record) -> Value:
         label = label_of(record, self._task.label)
         data = required(record, IMAGE)
-        if not isinstance(data, bytes):
+        is_array = isinstance(data, np.ndarray)
+        if not isinstance(data, bytes) and (self._is_coded or not is_array):
             raise UnusableRecordError(
                 f"field `{IMAGE}` is {type(data).__name__}, an image's bytes are needed"
+                + (": set `task.images: pixels`" if is_array else "")
             )
         try:
-            found = pixels(data, self._task.shape)
+            found = (array_pixels if is_array else pixels)(data, self._task.shape)
         except ValueError as error:
             raise UnusableRecordError(str(error)) from error
         return Value(data if self._is_coded else found.tobytes(), label)

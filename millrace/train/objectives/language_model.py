@@ -33,4 +33,6 @@ class _NextToken:
         ).view(tokens_BT.shape)
         position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         loss_B = (nats_BT * (position_T < length_B[:, None])).sum(1)
-        return Scores(loss_B, loss_B.detach() / math.log(2), length_B.to(loss_B.dtype))
+        # Of a tokenizer's ids the bytes they stand for are stored: bits are told per byte.
+        weight_B = batch.get("num_bytes", length_B).to(loss_B.dtype)
+        return Scores(loss_B, loss_B.detach() / math.log(2), weight_B)
