@@ -12,13 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.quality_cases import tinyshakespeare
+from benchmarks.quality_cases import movie_reviews, tinyshakespeare, uci_splice
 from benchmarks.quality_cases.case import Case
 from benchmarks.result import Bar, Bars, Series, Table, write
 from millrace.launch import environment_of_child
 
 CASES: dict[str, Case] = {
+    "movie-reviews": movie_reviews.CASE,
     "tinyshakespeare": tinyshakespeare.CASE,
+    "uci-splice": uci_splice.CASE,
 }
 
 
