@@ -12,7 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.quality_cases import fashion_mnist, maxcut, tinyshakespeare
+from benchmarks.quality_cases import (
+    fashion_mnist,
+    maxcut,
+    movie_reviews,
+    tinyshakespeare,
+    uci_splice,
+)
 from benchmarks.quality_cases.case import Case
 from benchmarks.result import Bar, Bars, Series, Table, write
 from millrace.launch import environment_of_child
@@ -20,7 +26,9 @@ from millrace.launch import environment_of_child
 CASES: dict[str, Case] = {
     "fashion-mnist": fashion_mnist.CASE,
     "maxcut": maxcut.CASE,
+    "movie-reviews": movie_reviews.CASE,
     "tinyshakespeare": tinyshakespeare.CASE,
+    "uci-splice": uci_splice.CASE,
 }
 
 

@@ -232,6 +232,33 @@ def build_language(root: Path) -> Line:
     )
 
 
+def build_texts(root: Path) -> Line:
+    """Files of a few words that their folder is known by among others; a folder for each class."""
+    draw = random.Random(0)  # noqa: S311  a fixed seed, not a secret
+    common = ("the", "and", "of", "a", "in", "is", "was")
+    words = {
+        "mill": ("flour", "wheel", "grain"),
+        "port": ("anchor", "quay", "mast"),
+        "wood": ("cedar", "moss", "fern"),
+    }
+    for label, own in words.items():
+        (root / "source" / "places" / label).mkdir(parents=True)
+        for number in range(60):
+            text = " ".join(draw.choices(common * 2 + own, k=draw.randint(30, 60)))
+            (root / "source" / "places" / label / f"{number}.txt").write_text(text)
+    return _packed(
+        root,
+        source={"url": "places/**/*.txt", "records": "file"},
+        task={
+            "kind": "text_classification", "label": "top_folder", "block_bytes": 64,
+            "longer": "divide",
+        },
+        network={"name": "encoder", "width": 16, "table_bits": 10},
+        train={"steps": 60, "batch": 16, "learning_rate": 0.01},
+        search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
+    )  # fmt: skip
+
+
 def _packed(root: Path, **sections: Any) -> Line:
     (root / "source" / "networks.py").write_text(NETWORKS)
     spec = PipelineSpec.model_validate({"split": {"validation": 0.2, "test": 0.2}} | sections)

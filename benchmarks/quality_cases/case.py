@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from millrace import manifest as manifests
@@ -18,6 +19,7 @@ from millrace.manifest import Manifest
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 from millrace.train.loop import Trainer, TrainingData
+from millrace.train.objective import build_objective, to_batch
 from millrace.train.world import World
 
 
@@ -80,6 +82,18 @@ def train(job: Job, data: TrainingData, seed: int) -> tuple[nn.Module, float]:
     with closing(Trainer(seeded, data, world)) as trainer:
         trainer.run_to(trainer.steps)
         return trainer.network.eval(), _cpu_seconds() - start
+
+
+def score(job: Job, data: TrainingData, network: nn.Module) -> float:
+    """The task's metric on the whole validation split, which `train` does not look at."""
+    objective = build_objective(job.spec.task)
+    metric, weight = 0.0, 0.0
+    with torch.inference_mode():
+        for columns in data.validation.batches(256):
+            scores = objective.scores(network, to_batch(columns, torch.device("cpu")))
+            metric += scores.metric_B.double().sum().item()
+            weight += scores.weight_B.double().sum().item()
+    return metric / weight
 
 
 def _cpu_seconds() -> float:

@@ -44,9 +44,8 @@ class MotifConv(nn.Module):
         self._parts = min(parts, self._num_letters)
         self.register_buffer("channels_VC", _channels(letters), persistent=False)
         inputs = [self.channels_VC.shape[1]] + [width] * (depth - 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(size, width, kernel, padding="same") for size in inputs
-        )
+        self.convolutions = nn.ModuleList(nn.Conv1d(size, width, kernel) for size in inputs)
+        self._padding = ((kernel - 1) // 2, kernel // 2)
         self.drop = nn.Dropout(dropout)
         self.classify = nn.Linear(width * self._parts, facts.num_classes)
 
@@ -57,7 +56,7 @@ class MotifConv(nn.Module):
         is_there_B1T = (text_BT > 0)[:, None]
         x_BDT = F.embedding(text_BT.long(), self.channels_VC).transpose(1, 2)
         for number, convolution in enumerate(self.convolutions):
-            found_BDT = F.relu(convolution(x_BDT)) * is_there_B1T
+            found_BDT = F.relu(convolution(F.pad(x_BDT, self._padding))) * is_there_B1T
             x_BDT = x_BDT + found_BDT if number else found_BDT
         best_BDP = F.adaptive_max_pool1d(x_BDT, self._parts)
         logits_BK: Tensor = self.classify(self.drop(best_BDP.flatten(1)))
