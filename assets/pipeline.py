@@ -14,7 +14,8 @@ from assets.shards import build_shards
 from assets.source_files import build_source_files
 from assets.step import PipelineFolder
 from assets.study import build_study
-from millrace.spec import PipelineSpec
+from assets.tokenizer import build_tokenizer
+from millrace.spec import PipelineSpec, has_tokenizer
 
 
 class Pipeline(dg.Component):
@@ -47,6 +48,7 @@ def build_chain(pipeline: PipelineFolder) -> dg.Definitions:
     """A pipeline's assets with their checks, its job, schedule and sensor."""
     assets = [
         build_source_files(pipeline),
+        *([build_tokenizer(pipeline)] if has_tokenizer(pipeline.spec.task) else []),
         build_shards(pipeline),
         build_study(pipeline),
         build_checkpoint(pipeline),

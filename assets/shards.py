@@ -7,7 +7,7 @@ import dagster as dg
 from assets.step import PipelineFolder, Step, Told
 from millrace.manifest import Manifest
 from millrace.pictures import Bar, Spot, bar_chart, frontier_chart, markdown
-from millrace.spec import PipelineSpec
+from millrace.spec import PipelineSpec, has_tokenizer
 
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
 
@@ -20,7 +20,7 @@ def build_shards(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         "pack",
         version=2,
         tell=_tell,
-        inputs=("source_files",),
+        inputs=("source_files", *(["tokenizer"] if has_tokenizer(pipeline.spec.task) else [])),
         keyed_by=lambda spec: [
             spec.task.model_dump(),
             spec.split.model_dump(),

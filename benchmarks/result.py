@@ -126,6 +126,7 @@ def write(
     notes: str,
     packages: str,
     is_kept: bool = True,
+    part: str = "",
 ) -> None:
     """Write results/<theme>_<hardware>_<date>.md and print one JSON line.
 
@@ -135,6 +136,7 @@ def write(
         notes: What was done, in Markdown.
         packages: Names, separated by spaces, whose versions matter.
         is_kept: Whether there is a file; a quick run is only printed.
+        part: Name of what was run of a benchmark whose cases have files of their own.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     cores = os.cpu_count()
@@ -154,7 +156,8 @@ def write(
             *(line for table in tables for line in table.to_lines()),
         ]
     )
-    path = FOLDER / f"{theme}_cpu{cores}_{date}.md"
+    name = f"{theme}_{part}" if part else theme
+    path = FOLDER / f"{name}_cpu{cores}_{date}.md"
     if is_kept:
         FOLDER.mkdir(exist_ok=True)
         path.write_text(text)

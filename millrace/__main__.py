@@ -18,6 +18,7 @@ from millrace.telemetry import emit
 # What a step of a pipeline runs on a job; imported when asked for, since torch alone takes seconds.
 _STEPS = {
     "ingest": "millrace.data.ingest:ingest",
+    "learn": "millrace.data.vocabulary:learn_tokenizer",
     "pack": "millrace.data.pack:pack",
     "tune": "millrace.tune.study:tune",
     "worker": "millrace.tune.worker:run_worker",

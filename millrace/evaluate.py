@@ -6,7 +6,7 @@ the same records     --> baselines         --> paired gain over each, with its i
 
 import io
 import json
-from collections.abc import Iterator
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from millrace import baselines
 from millrace import manifest as manifests
-from millrace.data.columns import Columns
+from millrace.baselines.comparison import compare
+from millrace.confusion import class_facts
+from millrace.data.columns import Columns, run_starts
 from millrace.data.images import decoded, decoded_bytes
 from millrace.data.samples import Samples
+from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import SpecError, TrainingError
 from millrace.intervals import Floats, paired, ratio
 from millrace.job import Job
@@ -26,11 +28,11 @@ from millrace.manifest import Manifest
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
-from millrace.spec import LanguageModelTask
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import log
 from millrace.train.checkpoint import WEIGHTS, load_weights
-from millrace.train.objective import Objective, build_objective, to_batch
+from millrace.train.objective import build_objective, to_batch
+from millrace.train.scores import Objective
 from millrace.train.world import World
 
 NOUN = "evaluation"
@@ -63,17 +65,13 @@ def evaluate(job: Job) -> Manifest:
     records = _by_record(samples)
     log(f"{objective.metric}: scored {len(test)} samples of {len(records['weight'])} records")
     train = Samples(storage, shards, "train")
-    task = job.spec.task
-    if isinstance(task, LanguageModelTask) and task.tokens:
-        found = {"unigram": _unigram_bits(train, test, task.vocabulary)}
-    elif isinstance(task, LanguageModelTask):
-        found = _text_baselines(train, test)
-    else:
-        found = _class_baselines(train, test)
-    facts = _compare(objective, records, found) | {
+    found = compare(job.spec.task, train, test, tokenizer_of_shards(storage, shards))
+    facts = _with_intervals(objective, records, found) | {
         "num_samples": len(test),
         "num_records": len(records["weight"]),
     }
+    if "answer" in samples:
+        facts |= class_facts(samples["label"], samples["answer"], test.classes)
     return _describe(job, storage, {"shards": shards, "checkpoint": checkpoint}, facts, records)
 
 
@@ -89,11 +87,12 @@ def _refuse_other_code(job: Job, checkpoint: Manifest) -> None:
 
 
 def _score(network: nn.Module, objective: Objective, test: Samples, world: World) -> Columns:
-    """Per sample: loss and metric sums, weight, and the record it belongs to."""
+    """Per sample: loss and metric sums, weight, its record, and where there are classes two more.
+
+    These are `label` and `answer`.
+    """
     network.eval()
-    found: dict[str, list[npt.NDArray[Any]]] = {
-        "loss": [], "metric": [], "weight": [], "record": [],
-    }  # fmt: skip
+    found: defaultdict[str, list[npt.NDArray[Any]]] = defaultdict(list)
     with torch.inference_mode():
         sample_bytes = max(test.sample_bytes, decoded_bytes(test.fields))
         batches = test.batches(max(1, BATCH_BYTES // sample_bytes))
@@ -103,21 +102,19 @@ def _score(network: nn.Module, objective: Objective, test: Samples, world: World
             found["loss"].append(scores.loss_B.double().cpu().numpy())
             found["metric"].append(scores.metric_B.double().cpu().numpy())
             found["weight"].append(scores.weight_B.double().cpu().numpy())
+            if scores.answer_B is not None:
+                found["label"].append(columns["label"])
+                found["answer"].append(scores.answer_B.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _by_record(samples: Columns) -> dict[str, Floats]:
     """Sums over the samples of each record, records in stored order."""
-    starts = _record_starts(samples["record"])
+    starts = run_starts(samples["record"])
     return {name: np.add.reduceat(samples[name], starts) for name in ("loss", "metric", "weight")}
 
 
-def _record_starts(record: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
-    """Where the samples of each record begin."""
-    return np.flatnonzero(np.concatenate([[True], record[1:] != record[:-1]]))
-
-
-def _compare(
+def _with_intervals(
     objective: Objective, records: dict[str, Floats], found: dict[str, Floats]
 ) -> dict[str, object]:
     """The metric and, for each baseline, its value and the gain over it, all with intervals."""
@@ -136,69 +133,6 @@ def _compare(
             for name, sums in found.items()
         },
     }
-
-
-def _text_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
-    texts = list(_texts(test))
-    log("baselines: compressing the test split")
-    found = baselines.compressed_bits(texts)
-    log(f"baselines: counting n-grams of {baselines.NGRAM_CONTEXT + 1} bytes")
-    name = f"{baselines.NGRAM_CONTEXT + 1}-gram"
-    return found | {name: baselines.ngram_bits(list(_texts(train)), texts)}
-
-
-def _unigram_bits(train: Samples, test: Samples, vocabulary: int) -> Floats:
-    """Bits of each test record under the counts of the training ids, one added to each."""
-    counts = np.ones(vocabulary)
-    for columns in train.batches(4096):
-        tokens, is_theirs = columns["tokens"], _is_theirs(columns)
-        counts += np.bincount(tokens[is_theirs].astype(np.int64), minlength=vocabulary)
-    bits = np.log2(counts.sum()) - np.log2(counts)
-    sums, records = [], []
-    for columns in test.batches(4096):
-        sums.append((bits[columns["tokens"]] * _is_theirs(columns)).sum(1))
-        records.append(columns["record"])
-    found: Floats = np.add.reduceat(np.concatenate(sums), _record_starts(np.concatenate(records)))
-    return found
-
-
-def _is_theirs(columns: Columns) -> npt.NDArray[np.bool_]:
-    """Which tokens of each block are a record's, not padding."""
-    positions = np.arange(columns["tokens"].shape[1])
-    found: npt.NDArray[np.bool_] = positions < columns["length"][:, None]
-    return found
-
-
-def _texts(samples: Samples) -> Iterator[bytes]:
-    """The records' texts, put together from their blocks."""
-    parts: list[bytes] = []
-    last = None
-    for columns in samples.batches(4096):
-        for tokens, length, record in zip(
-            columns["tokens"], columns["length"], columns["record"], strict=True
-        ):
-            if parts and record != last:
-                yield b"".join(parts)
-                parts = []
-            parts.append(tokens[:length].tobytes())
-            last = record
-    if parts:
-        yield b"".join(parts)
-
-
-def _class_baselines(train: Samples, test: Samples) -> dict[str, Floats]:
-    seen, asked = _whole(train), _whole(test)
-    return {
-        "majority": baselines.majority_correct(seen["label"], asked["label"]),
-        "logistic-regression": baselines.logistic_correct(
-            seen["inputs"], seen["label"], asked["inputs"], asked["label"]
-        ),
-    }
-
-
-def _whole(samples: Samples) -> Columns:
-    batches = list(decoded(samples.batches(4096), samples.fields))
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _describe(

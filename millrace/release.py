@@ -1,7 +1,7 @@
 """Release a checkpoint: gate it, publish an immutable folder, try it before anyone relies on it.
 
 <pipeline>/release/<key>/{weights.safetensors, spec.json, metrics.json, MODEL_CARD.md}
-                         and the user's own network file, if there is one
+                         and the user's own network file and tokenizer.json, where there are
 """
 
 import json
@@ -12,6 +12,8 @@ import torch
 from millrace import manifest as manifests
 from millrace.data.images import decoded
 from millrace.data.samples import Samples
+from millrace.data.tokenizer import FILE as TOKENIZER
+from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import GateError, TrainingError
 from millrace.gate import Outcome, Verdict, decide
 from millrace.job import Job
@@ -64,6 +66,8 @@ def release(job: Job) -> Manifest:
         METRICS: evaluation.file(METRICS).read(storage),
         CARD: _model_card(job, shards, checkpoint, evaluation, verdict).encode(),
     }
+    if tokenizer := tokenizer_of_shards(storage, shards):
+        contents[TOKENIZER] = tokenizer
     if isinstance(job.spec.network, CustomNetwork):
         source = source_path(job.spec.network, job.folder)
         contents[source.name] = source.read_bytes()

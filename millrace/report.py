@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from millrace.errors import NotFoundError
 from millrace.manifest import Manifest
 from millrace.pictures import Bar, bar_chart
 from millrace.storage import FsspecStorage, default_store
-
-NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +40,7 @@ def collect(store: str, pipeline: str) -> dict[str, Any]:
     """
     storage = FsspecStorage(store)
     made: dict[str, Manifest] = {}
-    for noun in NOUNS:
+    for noun in _SUMMARIES:
         try:
             made[noun] = manifests.current(storage, pipeline, noun)
         except NotFoundError:
@@ -76,35 +74,64 @@ def collect(store: str, pipeline: str) -> dict[str, Any]:
 
 def summarize(noun: str, manifest: Manifest) -> str:
     """One line on what a step made."""
+    return _SUMMARIES[noun](manifest)
+
+
+def _source_files(manifest: Manifest) -> str:
     facts = manifest.facts
-    if noun == "source_files":
-        return (
-            f"{len(facts['files'])} files, {facts['num_bytes'] / 1e6:.1f} MB, "
-            f"{facts['num_records']} records, {facts['num_rejected']} rejected"
-        )
-    if noun == "shards":
-        raw = sum(split["raw_bytes"] for split in facts["splits"].values())
-        return (
-            f"{len(facts['shards'])} shards, {manifest.num_bytes / 1e6:.1f} MB, "
-            f"ratio {raw / max(1, manifest.num_bytes):.2f}, "
-            f"{facts['num_duplicates']} duplicates dropped"
-        )
-    if noun == "study":
-        pruned = sum(trial["state"] == "PRUNED" for trial in facts["trials"])
-        return f"{len(facts['trials'])} trials ({pruned} pruned), best {facts['best_values']}"
-    if noun == "checkpoint":
-        return (
-            f"{facts['parameters']:,} parameters, {facts['steps']} steps on "
-            f"{facts['train']['ranks']} ranks, "
-            f"{manifest.measured['samples_per_second']:.1f} samples/s"
-        )
-    if noun == "evaluation":
-        estimate = facts["estimate"]
-        return (
-            f"{facts['metric']} {estimate['value']:.4f} "
-            f"[{estimate['low']:.4f}, {estimate['high']:.4f}]"
-        )
-    return str(facts["verdict"])
+    return (
+        f"{len(facts['files'])} files, {facts['num_bytes'] / 1e6:.1f} MB, "
+        f"{facts['num_records']} records, {facts['num_rejected']} rejected"
+    )
+
+
+def _tokenizer(manifest: Manifest) -> str:
+    facts = manifest.facts
+    return f"{facts['vocabulary']} ids, {facts['bytes_per_token']:.2f} bytes each"
+
+
+def _shards(manifest: Manifest) -> str:
+    facts = manifest.facts
+    raw = sum(split["raw_bytes"] for split in facts["splits"].values())
+    return (
+        f"{len(facts['shards'])} shards, {manifest.num_bytes / 1e6:.1f} MB, "
+        f"ratio {raw / max(1, manifest.num_bytes):.2f}, "
+        f"{facts['num_duplicates']} duplicates dropped"
+    )
+
+
+def _study(manifest: Manifest) -> str:
+    facts = manifest.facts
+    pruned = sum(trial["state"] == "PRUNED" for trial in facts["trials"])
+    return f"{len(facts['trials'])} trials ({pruned} pruned), best {facts['best_values']}"
+
+
+def _checkpoint(manifest: Manifest) -> str:
+    facts = manifest.facts
+    return (
+        f"{facts['parameters']:,} parameters, {facts['steps']} steps on "
+        f"{facts['train']['ranks']} ranks, "
+        f"{manifest.measured['samples_per_second']:.1f} samples/s"
+    )
+
+
+def _evaluation(manifest: Manifest) -> str:
+    estimate = manifest.facts["estimate"]
+    return (
+        f"{manifest.facts['metric']} {estimate['value']:.4f} "
+        f"[{estimate['low']:.4f}, {estimate['high']:.4f}]"
+    )
+
+
+_SUMMARIES: dict[str, Callable[[Manifest], str]] = {
+    "source_files": _source_files,
+    "tokenizer": _tokenizer,
+    "shards": _shards,
+    "study": _study,
+    "checkpoint": _checkpoint,
+    "evaluation": _evaluation,
+    "release": lambda manifest: str(manifest.facts["verdict"]),
+}
 
 
 def _is_released(made: Mapping[str, Manifest]) -> bool:

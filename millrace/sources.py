@@ -35,16 +35,18 @@ class SourceSpec(Frozen):
         Annotated[Url, Tag(_ONE)] | Annotated[NamedUrls, Tag(_NAMED)], Discriminator(_url_tag)
     ]
     """A file, folder or glob: any fsspec URL, a path relative to the pipeline's folder,
-    `stdlib://GLOB` (the running interpreter's library) or `package://NAME/GLOB`. Credentials belong
-    into the environment. Several have names, `{wiki: URL, code: URL}`: their files are listed as
-    `wiki/PATH` and `code/PATH`."""
+    `stdlib://GLOB` (the running interpreter's library), `package://NAME/GLOB`, or
+    `synthetic://NAME?parameter=value` for records that are made ([docs/data.md](data.md)).
+    Credentials belong into the environment. Several have names, `{wiki: URL, code: URL}`: their
+    files are listed as `wiki/PATH` and `code/PATH`."""
     exclude: tuple[str, ...] = ()
     """Globs of paths to leave out, matched against the path below the url's fixed part."""
-    format: Literal["auto", "text", "jsonl", "csv", "parquet", "image", "fasta", "webdataset"] = (
-        "auto"
-    )
-    """`auto` goes by the extension (`webdataset` is tar); compression (gz, zst) is told by the
-    first bytes."""
+    format: Literal[
+        "auto", "text", "jsonl", "csv", "parquet", "image", "fasta", "webdataset", "idx"
+    ] = "auto"
+    """`auto` goes by the extension (`webdataset` is tar; `idx` the pairs of MNIST's kind,
+    `*-images-idx3-ubyte` and `*-labels-idx1-ubyte`); compression (gz, zst) is told by the first
+    bytes."""
     records: Literal["line", "file"] = "line"
     """Text only: whether a line (ended by LF) or a whole file is one record; empty ones are
     none."""

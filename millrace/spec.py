@@ -26,22 +26,54 @@ from millrace.frozen import (
     number_or_auto,
     unknown_key,
 )
-from millrace.networks import ConvNetwork, CustomNetwork, MlpNetwork, Network, NgramCopyNetwork
+from millrace.networks import (
+    TASK_OF_NETWORK,
+    ConvNetwork,
+    CustomNetwork,
+    EncoderNetwork,
+    GptNetwork,
+    HuggingFaceNetwork,
+    MlpNetwork,
+    MotifConvNetwork,
+    Network,
+    NgramCopyNetwork,
+    QaoaNetwork,
+    VitNetwork,
+)
 from millrace.sources import SourceSpec
-from millrace.tasks import BASELINES, ClassificationTask, LanguageModelTask, Task
+from millrace.tasks import (
+    BASELINES,
+    BpeTokenizer,
+    ClassificationTask,
+    LanguageModelTask,
+    MaxcutTask,
+    Task,
+    TextClassificationTask,
+    has_tokenizer,
+)
 
 # Of what is imported: networks, tasks and sources are part of the spec to all who read one.
 __all__ = [
     "BASELINES",
+    "BpeTokenizer",
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
+    "EncoderNetwork",
+    "GptNetwork",
+    "HuggingFaceNetwork",
     "LanguageModelTask",
+    "MaxcutTask",
     "MlpNetwork",
+    "MotifConvNetwork",
     "Network",
     "NgramCopyNetwork",
+    "QaoaNetwork",
     "SourceSpec",
     "Task",
+    "TextClassificationTask",
+    "VitNetwork",
+    "has_tokenizer",
 ]
 
 # Fields of `train` that no trial can be compared by, and why.
@@ -262,7 +294,8 @@ class GateSpec(Frozen):
     beats: tuple[str, ...] = ()
     """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
     `xz-9-solid`, `6-gram`; of token ids `unigram`; of classes `majority`, `logistic-regression`;
-    empty means the task's own."""
+    of texts' classes these and `naive-bayes`;
+    of graphs `random`, `local-search`; empty means the task's own."""
     bar: Annotated[float | Literal["none"], NUMBER] = "none"
     """Value of the metric that its whole interval must reach."""
 
@@ -288,17 +321,23 @@ class PipelineSpec(Frozen):
     @model_validator(mode="after")
     def _fit_together(self) -> "PipelineSpec":
         name, kind = self.network.name, self.task.kind
-        if name == "ngram_copy" and kind != "language_model":
-            raise ValueError(f"network {name} needs task language_model, not {kind}")
-        if name in ("conv", "mlp") and kind != "classification":
-            raise ValueError(f"network {name} needs task classification, not {kind}")
-        if isinstance(self.task, ClassificationTask):
+        needed = TASK_OF_NETWORK.get(name, kind)
+        if needed != kind:
+            raise ValueError(f"network {name} needs task {needed}, not {kind}")
+        if isinstance(self.network, HuggingFaceNetwork) and kind in ("classification", "maxcut"):
+            raise ValueError(f"network {name} reads texts or token ids, which no {kind} has")
+        if isinstance(self.task, ClassificationTask) and name in ("conv", "vit"):
             shape = list(self.task.shape)
-            if name == "conv" and len(shape) != 3:
-                raise ValueError(f"network conv needs a shape of 3 sizes, not {shape}")
-        elif name == "ngram_copy" and self.task.tokens:
+            if len(shape) != 3:
+                raise ValueError(f"network {name} needs a shape of 3 sizes, not {shape}")
+        if (
+            isinstance(self.task, LanguageModelTask)
+            and name == "ngram_copy"
+            and self.task.reads_ids
+        ):
             raise ValueError(
-                f"network {name} reads bytes; token ids (task.tokens) need one of your own"
+                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt "
+                "or one of your own"
             )
         known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 START, END = "<!-- tree -->\n```\n", "```\n<!-- /tree -->"
 PACKAGES = ("pipelines", "assets", "resources", "millrace")
-COLUMN = 26
+COLUMN = 32
 
 
 def first_sentence(path: Path) -> str:

@@ -10,8 +10,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace import baselines
-from millrace.baselines import NGRAM_CONTEXT
+from millrace.baselines.classification import logistic_correct, majority_correct
+from millrace.baselines.compression import NGRAM_CONTEXT, compressed_bits, ngram_bits
 
 Counts = dict[bytes, Counter[int]]
 
@@ -54,7 +54,7 @@ few_letters = st.lists(
 def test_ngram_bits_are_those_of_the_definition(train: list[bytes], asked: list[bytes]) -> None:
     counts = count(train)
 
-    found = baselines.ngram_bits(train, asked)
+    found = ngram_bits(train, asked)
 
     np.testing.assert_allclose(found, [bits(counts, text) for text in asked], rtol=1e-9)
 
@@ -64,7 +64,7 @@ def test_compressors_take_each_text_alone_or_all_as_one() -> None:
     asked = [" ".join(draw.choices(["mill", "race", "water"], k=100)).encode() for _ in range(3)]
     whole = b"".join(asked)
 
-    found = baselines.compressed_bits(asked)
+    found = compressed_bits(asked)
 
     compress = zstandard.ZstdCompressor(level=19).compress
     assert found["zstd-19"].tolist() == [8 * len(compress(text)) for text in asked]
@@ -76,7 +76,7 @@ def test_compressors_take_each_text_alone_or_all_as_one() -> None:
 
 
 def test_the_majority_is_that_of_the_training_labels() -> None:
-    found = baselines.majority_correct(np.array([2, 2, 1]), np.array([1, 1, 2]))
+    found = majority_correct(np.array([2, 2, 1]), np.array([1, 1, 2]))
 
     assert found.tolist() == [0, 0, 1]
 
@@ -86,7 +86,7 @@ def test_logistic_regression_finds_a_line_between_two_clouds() -> None:
     labels = rng.integers(0, 2, 200)
     points = (rng.normal(size=(200, 1, 2)) + 4 * labels[:, None, None]).astype(np.float32)
 
-    found = baselines.logistic_correct(points[:100], labels[:100], points[100:], labels[100:])
+    found = logistic_correct(points[:100], labels[:100], points[100:], labels[100:])
 
     assert found.mean() > 0.95
 
@@ -94,6 +94,6 @@ def test_logistic_regression_finds_a_line_between_two_clouds() -> None:
 def test_logistic_regression_of_a_single_class_says_that_class() -> None:
     points = np.zeros((3, 2), np.float32)
 
-    found = baselines.logistic_correct(points, np.array([1, 1, 1]), points, np.array([1, 0, 1]))
+    found = logistic_correct(points, np.array([1, 1, 1]), points, np.array([1, 0, 1]))
 
     assert found.tolist() == [1, 0, 1]

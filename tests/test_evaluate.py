@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from millrace import baselines
 from millrace import manifest as manifests
+from millrace.baselines import compression
 from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
 from millrace.evaluate import evaluate
@@ -104,7 +104,7 @@ def test_text_baselines_read_the_very_texts_that_the_model_read(released_sentenc
     assert found["6-gram"]["value"] < found["zstd-19-solid"]["value"] < found["zstd-19"]["value"]
     gain = found["zstd-19"]["value"] - made.facts["estimate"]["value"]  # lower is better
     assert found["zstd-19"]["gain"]["value"] == pytest.approx(gain)
-    assert baselines.NGRAM_CONTEXT == 5
+    assert compression.NGRAM_CONTEXT == 5
 
 
 def test_the_metrics_are_published_beside_the_records(released_points: Line) -> None:

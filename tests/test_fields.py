@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from millrace.data.columns import Field
-from millrace.data.fields import LabelIndex, UnusableRecordError, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.images import decoded, decoded_bytes
+from millrace.data.values import LabelIndex, UnusableRecordError, Value
 from millrace.spec import ClassificationTask, LanguageModelTask
 
 

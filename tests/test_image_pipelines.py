@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from millrace import manifest as manifests
+from millrace.answers.classification import classify
 from millrace.data.columns import Ragged
 from millrace.data.images import decoded, pixels
 from millrace.data.samples import Samples
 from millrace.data.splits import SPLITS
 from millrace.data.stream import Stream
 from millrace.manifest import Manifest
-from millrace.predict import Released
+from millrace.released import Released
 from tests.pipelines_for_tests import NAME, Line, build_images
 
 
@@ -69,4 +70,4 @@ def test_a_pipeline_of_images_is_trained_evaluated_released_and_asked(line: Line
     assert current(line, "evaluation").facts["estimate"]["low"] > 0.9
     for label in ("bright", "dark"):
         image = (line.root / "source" / label / "3.png").read_bytes()
-        assert next(iter(released.classify({"image": image}))) == label
+        assert next(iter(classify(released, {"image": image}))) == label

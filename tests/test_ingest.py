@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from millrace import manifest as manifests
-from millrace.data.fields import Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.ingest import SHOWN_REJECTIONS, ingest, load_ids, read_values
 from millrace.data.listing import list_source
 from millrace.data.records import Rejection
+from millrace.data.values import Value
 from millrace.errors import SourceError
 from millrace.job import Job
 from millrace.manifest import Manifest

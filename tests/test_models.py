@@ -4,21 +4,27 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from millrace.errors import SpecError
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
-from millrace.spec import ConvNetwork, CustomNetwork, MlpNetwork
+from millrace.spec import ConvNetwork, CustomNetwork, MlpNetwork, VitNetwork
 
 IMAGES = DataFacts(num_classes=5, shape=(3, 9, 2), mean=(10.0,) * 3, deviation=(4.0,) * 3)
 
 
 @pytest.mark.parametrize(
-    "spec", [ConvNetwork(name="conv", width=4), MlpNetwork(name="mlp", width=4, depth=2)]
+    "spec",
+    [
+        ConvNetwork(name="conv", width=4),
+        VitNetwork(name="vit", width=8, depth=2),
+        MlpNetwork(name="mlp", width=4, depth=2),
+    ],
 )
 def test_a_classifier_gives_a_score_per_class_and_standardizes_its_inputs(
-    spec: ConvNetwork | MlpNetwork,
+    spec: ConvNetwork | VitNetwork | MlpNetwork,
 ) -> None:
     torch.manual_seed(0)
     network = build_network(spec, IMAGES, "").eval()
@@ -30,6 +36,52 @@ def test_a_classifier_gives_a_score_per_class_and_standardizes_its_inputs(
     torch.manual_seed(0)
     plain = build_network(spec, DataFacts(5, IMAGES.shape, (0.0,) * 3, (1.0,) * 3), "").eval()
     torch.testing.assert_close(scores, plain((inputs - 10) / 4))
+
+
+@pytest.mark.parametrize("side", [1, 5, 8, 28, 224])
+def test_convolutions_halve_an_image_of_any_size_to_at_most_seven_pixels(side: int) -> None:
+    facts = DataFacts(num_classes=5, shape=(1, side, side + 1), mean=(0.0,), deviation=(1.0,))
+    network = build_network(ConvNetwork(name="conv", width=2), facts, "").eval()
+    inputs = torch.randn(2, *facts.shape)
+
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    pooled = torch.nn.Sequential(*next(network.children()).children())[:-2](inputs)
+
+    assert network(inputs).shape == (2, 5)
+    assert pooled.shape[2] == side // 2 ** (len(convolutions) - 1) or side < 8
+    assert pooled.shape[2] < 8
+    assert [layer.out_channels for layer in convolutions] == [
+        min(2 * 2**i, 16) for i in range(len(convolutions))
+    ]
+
+
+@pytest.mark.parametrize(("shape", "patches"), [((8, 8), 64), ((28, 28), 49), ((30, 7), 60)])
+def test_a_vision_transformer_takes_the_smallest_patches_of_which_64_cover_an_image(
+    shape: tuple[int, int], patches: int
+) -> None:
+    facts = DataFacts(num_classes=5, shape=(3, *shape), mean=(0.0,) * 3, deviation=(1.0,) * 3)
+    network = build_network(VitNetwork(name="vit", width=8, depth=1), facts, "")
+    wide = build_network(VitNetwork(name="vit", width=8, depth=1, patch=50), facts, "")
+
+    assert network.get_parameter("place.weight").shape == (patches, 8)
+    assert wide.get_parameter("place.weight").shape == (1, 8)
+
+
+def test_a_vision_transformer_tells_places_apart_and_sees_every_pixel() -> None:
+    torch.manual_seed(0)
+    facts = DataFacts(num_classes=2, shape=(1, 13, 13), mean=(0.0,), deviation=(1.0,))
+    network = build_network(VitNetwork(name="vit", width=8, depth=2, patch=4), facts, "").eval()
+    for parameter in network.parameters():  # fresh blocks add nothing
+        nn.init.normal_(parameter, std=0.2)
+    image = torch.randn(1, 1, 13, 13, requires_grad=True)
+
+    network(image)[0, 0].backward()
+
+    assert image.grad is not None
+    assert (image.grad != 0).all()
+    with torch.inference_mode():
+        swapped = torch.cat([image[..., 4:8, :], image[..., :4, :], image[..., 8:, :]], dim=2)
+        assert not torch.allclose(network(image), network(swapped), atol=1e-4)
 
 
 def test_the_same_random_state_gives_the_same_weights() -> None:
@@ -52,8 +104,10 @@ def test_facts_are_read_from_a_shards_manifest() -> None:
         "deviation": [2.0],
     }
 
-    assert DataFacts.from_manifest(text) == DataFacts(256, (64,))
-    assert DataFacts.from_manifest(text | {"vocabulary": 300}) == DataFacts(300, (64,))
+    assert DataFacts.from_manifest(text) == DataFacts(256, (64,), is_per_position=True)
+    assert DataFacts.from_manifest(text | {"vocabulary": 300}) == DataFacts(
+        300, (64,), is_per_position=True
+    )
     assert DataFacts.from_manifest(image) == DataFacts(2, (1, 8, 8), (3.0,), (2.0,))
 
 

@@ -13,9 +13,9 @@ import torch
 
 from millrace import manifest as manifests
 from millrace.job import Job
+from millrace.models.blocks import blocks_of
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
-from millrace.models.parts import blocks_of
 from millrace.train.choice import Choice, measure, settle
 from millrace.train.feed import parts
 from millrace.train.loop import Trainer, TrainingData

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from millrace.data.fields import UnusableRecordError, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.formats import tables
 from millrace.data.listing import list_source
 from millrace.data.records import Located, Record, read_records
+from millrace.data.values import UnusableRecordError
 from millrace.errors import SourceError
 from millrace.spec import ClassificationTask, LanguageModelTask, SourceSpec
 from tests.peer_fixtures import RunPeer

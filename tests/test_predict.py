@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from millrace import manifest as manifests
+from millrace.answers.language_model import continue_text
 from millrace.errors import SpecError
 from millrace.manifest import Manifest
-from millrace.predict import Released
 from millrace.release import release
+from millrace.released import Released
 from millrace.report import as_text, collect
 from tests.pipelines_for_tests import NAME, ROOT, Line
 
@@ -55,9 +56,9 @@ def test_a_released_language_model_goes_on_the_same_way_each_time(
 
     released = Released(str(line.root / "store"), NAME, line.root / "source")
     assert found.returncode == 0
-    assert found.stdout.rstrip("\n") == released.continue_text("the mi", 40, 0.5, 3)
+    assert found.stdout.rstrip("\n") == continue_text(released, "the mi", 40, 0.5, 3)
     assert len(found.stdout) == len("the mi") + 40 + 1
-    assert released.continue_text("", 8, 0.0, 0) == released.continue_text("", 8, 0.0, 1)
+    assert continue_text(released, "", 8, 0.0, 0) == continue_text(released, "", 8, 0.0, 1)
 
 
 def test_the_records_of_a_file_are_answered_as_the_evaluation_scored_them(
@@ -102,7 +103,7 @@ def test_a_network_in_a_folder_of_its_own_can_be_released(
     line.publish(release(line.job("another", network=network)))
 
     released = Released(str(line.root / "store"), NAME, nets.parent)
-    assert len(released.continue_text("the", 5, 0.0, 0)) == 8
+    assert len(continue_text(released, "the", 5, 0.0, 0)) == 8
 
 
 @pytest.mark.parametrize("verb", ["predict", "report"])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from millrace import manifest as manifests
+from millrace.answers.language_model import continue_tokens
 from millrace.data.samples import Samples
 from millrace.data.splits import SPLITS
-from millrace.predict import Released
+from millrace.released import Released
 from tests.pipelines_for_tests import NAME, ROOT, Line, build_tokens
 
 
@@ -63,4 +64,4 @@ def test_a_released_model_of_token_ids_goes_on_with_ids(line: Line) -> None:
 
     assert found.stdout == "7 8 9 10 11 12 13\n"
     released = Released(store, NAME, line.root / "source")
-    assert released.continue_tokens([298], 2, 0.0, 0) == [298, 299, 0]
+    assert continue_tokens(released, [298], 2, 0.0, 0) == [298, 299, 0]

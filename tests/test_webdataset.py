@@ -16,9 +16,10 @@ import webdataset
 import zstandard
 from PIL import Image
 
-from millrace.data.fields import UnusableRecordError, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.listing import list_source
 from millrace.data.records import Located, Record, Rejection, format_of, read_records
+from millrace.data.values import UnusableRecordError
 from millrace.errors import SourceError
 from millrace.spec import ClassificationTask, SourceSpec
 

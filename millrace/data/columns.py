@@ -173,6 +173,11 @@ def equal(a: Column, b: Column) -> bool:
     return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
 
 
+def run_starts(record: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """Where each run of equal entries begins: in a `record` column, the samples of each record."""
+    return np.flatnonzero(np.concatenate([[True], record[1:] != record[:-1]]))
+
+
 def smallest_unsigned(largest: int) -> str:
     """The name of the smallest unsigned dtype that holds numbers up to `largest`."""
     return next(

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +27,39 @@ def pixels(data: bytes, shape: tuple[int, ...]) -> Pixels:
     Raises:
         ValueError: It is no readable image.
     """
-    channels, height, width = shape
     try:
         with Image.open(io.BytesIO(data)) as image:
-            sized = image.convert("L" if channels == 1 else "RGB")
-            if sized.size != (width, height):
-                sized = sized.resize((width, height))
-            found = np.asarray(sized, np.uint8)
+            return _fitted(image, shape)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image: {error}") from error
-    return np.ascontiguousarray(found.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def array_pixels(image: npt.NDArray[Any], shape: tuple[int, ...]) -> Pixels:
+    """The same of an image that came as an array (height, width) or (height, width, 1 or 3).
+
+    Raises:
+        ValueError: It is no such array of uint8.
+    """
+    plain = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    if (
+        image.dtype != np.uint8
+        or not (plain.ndim == 2 or plain.shape[2:] == (3,))
+        or not image.size
+    ):
+        raise ValueError(
+            f"an array of {image.dtype} {list(image.shape)} is no image: uint8 [height, width] or "
+            "[height, width, 3] is needed"
+        )
+    return _fitted(Image.fromarray(np.ascontiguousarray(plain)), shape)
+
+
+def _fitted(image: Image.Image, shape: tuple[int, ...]) -> Pixels:
+    channels, height, width = shape
+    sized = image.convert("L" if channels == 1 else "RGB")
+    if sized.size != (width, height):
+        sized = sized.resize((width, height))
+    found = np.asarray(sized, np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
 def decode_images(coded: Ragged, shape: tuple[int, ...], pool: Executor) -> Pixels:

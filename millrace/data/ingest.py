@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace import manifest as manifests
-from millrace.data.fields import Encoder, UnusableRecordError, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.listing import SourceFile, list_source, locate
 from millrace.data.records import Rejection, format_of, read_records
+from millrace.data.values import Encoder, UnusableRecordError, Value
 from millrace.data.workers import Task, num_workers, work_through
 from millrace.errors import CorruptError, NotFoundError, SourceError
 from millrace.frozen import digest

@@ -31,11 +31,13 @@ from millrace.data.bill import (
 )
 from millrace.data.cache import ChunkCache, is_remote
 from millrace.data.columns import Columns, cut, num_rows, size
-from millrace.data.fields import LabelIndex, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.ingest import READERS, listed_file, read_values
 from millrace.data.listing import SourceFile
 from millrace.data.records import Rejection
 from millrace.data.shard import Layout
+from millrace.data.tokenizer import tokenizer_of_job
+from millrace.data.values import LabelIndex, Value
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -214,7 +216,7 @@ def read_sample(job: Job, source: Manifest, most_bytes: int = SAMPLE_BYTES) -> S
 
     None where the files at these places hold no usable record.
     """
-    encoder = build_encoder(job.spec.task)
+    encoder = build_encoder(job.spec.task, tokenizer_of_job(job))
     numbers = spread([entry["num_bytes"] for entry in source.facts["files"]], most_bytes)
     bytes_per_file = most_bytes // min(RUNS, len(numbers))
 

@@ -3,8 +3,9 @@
 import fnmatch
 import importlib.util
 import os
+import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from millrace.data import synthetic
 from millrace.deadline import Patience, persist
 from millrace.errors import SourceError
 from millrace.filesystem import open_filesystem
@@ -58,7 +60,36 @@ def list_source(source: SourceSpec, base: str) -> list[SourceFile]:
         for name, url in source.urls.items()
         for file in _list_url(url, source, base)
     ]
-    return sorted(files, key=lambda file: file.path)
+    return sorted(_with_labels(files), key=lambda file: file.path)
+
+
+def labels_beside(path: str) -> str:
+    """Path or URL of the file with the labels of IDX images; empty if the name is of none."""
+    folder, slash, name = path.rpartition("/")
+    found = re.fullmatch(r"(.*)images([.-])idx3(-ubyte(?:\.(?:gz|zst))?)", name)
+    return f"{folder}{slash}{found[1]}labels{found[2]}idx1{found[3]}" if found else ""
+
+
+def _with_labels(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Files of IDX labels go with their images, whose version is of both.
+
+    Raises:
+        SourceError: Images have no labels, or labels no images.
+    """
+    by_path = {file.path: file for file in files}
+    pairs = {path: labels for path in by_path if (labels := labels_beside(path))}
+    for images, labels in pairs.items():
+        if labels not in by_path:
+            raise SourceError(
+                f"list the labels of {images}",
+                f"there is no {labels}",
+                "Put it beside, and let `source.url` match both",
+            )
+        versions = by_path[images].fingerprint, by_path[labels].fingerprint
+        by_path[images] = replace(
+            by_path[images], fingerprint=digest(*versions) if all(versions) else ""
+        )
+    return [file for path, file in by_path.items() if path not in pairs.values()]
 
 
 def _named(file: SourceFile, name: str, url: str) -> SourceFile:
@@ -72,6 +103,9 @@ def _named(file: SourceFile, name: str, url: str) -> SourceFile:
 
 
 def _list_url(url: str, source: SourceSpec, base: str) -> list[SourceFile]:
+    if url.startswith(synthetic.SCHEME):
+        made = synthetic.fingerprint(url), synthetic.num_bytes(url)
+        return [SourceFile(synthetic.name_of(url), url, made[1], made[0])]
     root, pattern = resolve(url, base)
     asked = f"list the source {url}"
     try:
@@ -102,6 +136,8 @@ def _list_url(url: str, source: SourceSpec, base: str) -> list[SourceFile]:
 def locate(source: SourceSpec, base: str, path: str) -> str:
     """The URL of a file that `list_source` gave this path, without listing anything."""
     name, _, inside = ("", "", path) if isinstance(source.url, str) else path.partition("/")
+    if source.urls[name].startswith(synthetic.SCHEME):
+        return source.urls[name]
     root, pattern = resolve(source.urls[name], base)
     filesystem, root_path = open_filesystem(root)
     is_root = (

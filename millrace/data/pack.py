@@ -26,6 +26,7 @@ from millrace.data.mixture import WHOLE, divide
 from millrace.data.shard import Layout
 from millrace.data.splits import SPLITS, Kept, count_overlap, draw_splits, first_of_each
 from millrace.data.statistics import mean_and_deviation
+from millrace.data.tokenizer import NOUN as TOKENIZER
 from millrace.data.unit import NOUN as UNIT_NOUN
 from millrace.data.unit import Unit, pack_unit
 from millrace.data.workers import Task, num_cores, num_workers, work_through
@@ -33,7 +34,6 @@ from millrace.errors import SourceError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.spec import ClassificationTask, LanguageModelTask
 from millrace.storage import FsspecStorage, Storage
 from millrace.telemetry import Progress
 
@@ -80,16 +80,21 @@ def pack(job: Job) -> Manifest:
     sources = _divide(job, source, splits, kept)
     num_train = int((splits[kept] == 0).sum())
     chosen = choose_layout(storage, job, source, num_records=int(kept.sum()), num_train=num_train)
+    tokenizer = [manifests.read(storage, job.inputs[TOKENIZER])] if TOKENIZER in job.inputs else []
+    recipe = _recipe(job, source, tokenizer, chosen.layout)
     planned = {
-        name: _plan(job, source, ids, kept, chosen.layout, numbers)
+        name: _plan(job, source, ids, kept, recipe, chosen.layout, numbers)
         for name, numbers in sources.items()
     }
     packed = _pack_units(storage, job, [unit for units in planned.values() for unit in units])
     names = [name for name, units in planned.items() for _ in units]
     named = list(zip(names, packed, strict=True))
     made = _describe(job, source, named, ids=ids[kept], splits=splits[kept])
+    told = {made.noun: made.digest for made in tokenizer}
     return replace(
         made,
+        inputs={**made.inputs, **told},
+        files=(*made.files, *(file for made in tokenizer for file in made.files)),
         facts={**made.facts, "layout": chosen.facts},
         measured={"layout": chosen.measured},
     )
@@ -140,18 +145,25 @@ def _rows(entries: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Rows:
     return np.concatenate([np.arange(*entries[number]["records"]) for number in numbers])
 
 
+def _recipe(job: Job, source: Manifest, tokenizer: Sequence[Manifest], layout: Layout) -> str:
+    """What, besides a unit's own records, decides how it is packed."""
+    spec = job.spec
+    shards = spec.shards.model_dump() | asdict(layout)
+    encoded = [made.digest for made in tokenizer]
+    return digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards, *encoded)
+
+
 def _plan(
     job: Job,
     source: Manifest,
     ids: Ids,
     kept: Kept,
+    recipe: str,
     layout: Layout,
     numbers: Sequence[int],
 ) -> list[Unit]:
     """The units of the files of these numbers; which source they are of is not their affair."""
     spec, entries = job.spec, source.facts["files"]
-    shards = spec.shards.model_dump() | asdict(layout)
-    recipe = digest(VERSION, source.facts["recipe"], spec.split.model_dump(), shards)
     units = []
     for places in cut_units([entries[number] for number in numbers], spec.shards.unit_bytes):
         indices = [numbers[place] for place in places]
@@ -186,7 +198,7 @@ def _describe(
     ids: Ids,
     splits: npt.NDArray[np.int8],
 ) -> Manifest:
-    task = job.spec.task
+    encoder = build_encoder(job.spec.task)
     packed = [unit for _, unit in named]
     shards = [
         shard | ({"source": name} if name != WHOLE else {})
@@ -194,9 +206,9 @@ def _describe(
         for shard in unit.facts["shards"]
     ]
     classes = _sorted_classes({name for shard in shards for name in shard["classes"]})
-    if isinstance(task, ClassificationTask) and len(classes) < 2:
+    if encoder.label and len(classes) < 2:
         raise SourceError(
-            f"find the classes in field `{task.label}`",
+            f"find the classes in field `{encoder.label}`",
             f"there is only {classes}",
             "A classification needs two or more: check `task.label`",
         )
@@ -204,8 +216,7 @@ def _describe(
     facts = {
         "format": FORMAT_VERSION,
         "fields": {
-            name: [field.dtype, list(field.shape)]
-            for name, field in build_encoder(task).fields.items()
+            name: [field.dtype, list(field.shape)] for name, field in encoder.fields.items()
         },
         "classes": classes,
         "mean": mean,
@@ -220,8 +231,7 @@ def _describe(
         "source_bytes": source.facts["num_bytes"],
         "shards": shards,
     }
-    if isinstance(task, LanguageModelTask):
-        facts["vocabulary"] = task.vocabulary
+    facts.update(encoder.facts)
     if job.spec.train.mix:
         facts["sources"] = _samples_of_sources(shards)
     files = tuple(file for unit in packed for file in unit.files)

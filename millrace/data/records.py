@@ -1,4 +1,4 @@
-"""Read one source file as records: text, JSONL, CSV, Parquet, images, FASTA or WebDataset.
+"""Read one source file as records: text, JSONL, CSV, Parquet, images, FASTA, IDX or tar.
 
     bytes -> told by their first bytes whether compressed -> decoded text -> records
                                                                           -> rejections, by line
@@ -14,6 +14,8 @@ from typing import IO
 import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem
 
+from millrace.data import synthetic
+from millrace.data.formats.idx import read_idx
 from millrace.data.formats.images import read_image
 from millrace.data.formats.lines import read_fasta, read_jsonl, read_text
 from millrace.data.formats.opened import (
@@ -41,7 +43,7 @@ _FORMATS = {
     "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv", "parquet": "parquet",
     "png": "image", "jpg": "image", "jpeg": "image", "bmp": "image", "gif": "image",
     "fa": "fasta", "fna": "fasta", "fasta": "fasta", "faa": "fasta",
-    "tar": "webdataset",
+    "tar": "webdataset", "idx3-ubyte": "idx",
 }  # fmt: skip
 
 
@@ -54,6 +56,10 @@ def read_records(file: SourceFile, source: SourceSpec, needs: Sequence[str] = ()
         SourceError: The file is missing, damaged, of unknown format, lacks a column, or holds an
             oversized record.
     """
+    if file.url.startswith(synthetic.SCHEME):
+        made = enumerate(synthetic.make(file.url), 1)
+        yield from (Located(f"{file.path}, record {number}", record) for number, record in made)
+        return
     read = _READERS[format_of(file, source)]
     asked = f"read the source file {file.path} ({file.num_bytes} bytes)"
     try:
@@ -78,10 +84,13 @@ def _open(file: SourceFile) -> IO[bytes]:
 
 
 def format_of(file: SourceFile, source: SourceSpec) -> str:
-    """The format the file is read in: as the spec says, else by its extension."""
+    """The format the file is read in: as the spec says, else by its extension; or `made`."""
+    if file.url.startswith(synthetic.SCHEME):
+        return "made"
     if source.format != "auto":
         return source.format
-    parts = file.path.rsplit("/", 1)[-1].lower().split(".")
+    # MNIST's files have their extension after a hyphen as often as after a dot.
+    parts = file.path.rsplit("/", 1)[-1].lower().replace("-idx", ".idx").split(".")
     extension = parts[-2] if parts[-1] in ("gz", "zst") and len(parts) > 2 else parts[-1]
     if extension not in _FORMATS:
         raise SourceError(
@@ -100,4 +109,5 @@ _READERS: dict[str, Callable[[Opened], Found]] = {
     "image": read_image,
     "fasta": read_fasta,
     "webdataset": read_webdataset,
+    "idx": read_idx,
 }

@@ -15,7 +15,7 @@ from itertools import chain
 
 from millrace import manifest as manifests
 from millrace.data.columns import Columns, cut, num_rows
-from millrace.data.fields import Encoder, LabelIndex, Value, build_encoder
+from millrace.data.fields import build_encoder
 from millrace.data.images import decoded, decoded_bytes
 from millrace.data.ingest import READERS, Ids, read_values
 from millrace.data.listing import SourceFile
@@ -23,6 +23,8 @@ from millrace.data.records import Rejection
 from millrace.data.shard import Layout, Shard, ShardReader, ShardWriter
 from millrace.data.splits import SPLITS, Kept, draw_splits
 from millrace.data.statistics import InputSums
+from millrace.data.tokenizer import tokenizer_of_job
+from millrace.data.values import Encoder, LabelIndex, Value
 from millrace.errors import SourceError
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -60,7 +62,7 @@ def pack_unit(job: Job, threads: int, unit: Unit) -> Manifest:
     Raises:
         SourceError: A file changed since it was listed. Nothing is published then.
     """
-    storage, encoder = FsspecStorage(job.store), build_encoder(job.spec.task)
+    storage, encoder = FsspecStorage(job.store), build_encoder(job.spec.task, tokenizer_of_job(job))
     folder = manifests.folder(job.pipeline, NOUN, unit.key)
     parts = [
         _Part(
@@ -73,7 +75,7 @@ def pack_unit(job: Job, threads: int, unit: Unit) -> Manifest:
     ]
     sums = InputSums()
     try:
-        with closing(_kept_values(job, unit, encoder)) as values:
+        with closing(kept_values(job, unit, encoder)) as values:
             for part, columns in _encoded(values, parts, encoder):
                 part.writer.write(columns)
                 if part is parts[0] and "inputs" in columns:
@@ -140,9 +142,7 @@ def _add_inputs(sums: InputSums, columns: Columns, encoder: Encoder) -> None:
 Values = Generator[Value, None, None]
 
 
-def _kept_values(
-    job: Job, unit: Unit, encoder: Encoder
-) -> Generator[tuple[int, Value], None, None]:
+def kept_values(job: Job, unit: Unit, encoder: Encoder) -> Generator[tuple[int, Value], None, None]:
     """Split and value of each record to keep, in order, proven to be those that were listed."""
     listed = unit.ids[:, 1]
     splits = draw_splits(unit.ids[:, 0], job.spec.split)

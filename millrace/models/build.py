@@ -1,4 +1,4 @@
-"""Build the network a spec names: one of ours, or the user's own class from her file."""
+"""Build the network a spec names: one of ours, the user's own class, or one of Hugging Face's."""
 
 import hashlib
 import importlib.util
@@ -14,13 +14,28 @@ from torch import nn
 from millrace.errors import SpecError
 from millrace.frozen import unknown_key
 from millrace.models.conv import ConvNet
+from millrace.models.encoder import Encoder
 from millrace.models.facts import DataFacts
+from millrace.models.gpt import Gpt
+from millrace.models.hugging_face import build_hugging_face
 from millrace.models.mlp import Mlp
+from millrace.models.motif_conv import MotifConv
 from millrace.models.ngram_copy import NgramCopy
+from millrace.models.qaoa import Qaoa
 from millrace.models.source import source_path
-from millrace.spec import CustomNetwork, Network
+from millrace.models.vit import VisionTransformer
+from millrace.spec import CustomNetwork, HuggingFaceNetwork, Network
 
-_BUILT_IN: dict[str, type[nn.Module]] = {"ngram_copy": NgramCopy, "conv": ConvNet, "mlp": Mlp}
+_BUILT_IN: dict[str, type[nn.Module]] = {
+    "ngram_copy": NgramCopy,
+    "gpt": Gpt,
+    "conv": ConvNet,
+    "vit": VisionTransformer,
+    "mlp": Mlp,
+    "encoder": Encoder,
+    "motif_conv": MotifConv,
+    "qaoa": Qaoa,
+}
 
 
 def build_network(spec: Network, facts: DataFacts, folder: str) -> nn.Module:
@@ -34,6 +49,8 @@ def build_network(spec: Network, facts: DataFacts, folder: str) -> nn.Module:
     Raises:
         SpecError: The user's file, class or a key of hers does not exist.
     """
+    if isinstance(spec, HuggingFaceNetwork):
+        return build_hugging_face(spec, facts, folder)
     values = spec.model_dump(exclude={"name"})
     if not isinstance(spec, CustomNetwork):
         return _BUILT_IN[spec.name](facts, **values)

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the training split is like; for bytes, only the first two."""
+    """What the training split is like; for bytes and token ids, only the first two."""
 
     num_classes: int
     """Outputs per position: classes, token ids, or 256 for bytes."""
@@ -17,13 +17,17 @@ class DataFacts:
     """Of the training inputs, for each channel or feature."""
     deviation: tuple[float, ...] = ()
     """Standard deviation of the same."""
+    is_per_position: bool = False
+    """Whether every position of a sample is predicted, not the sample as a whole."""
 
     @classmethod
     def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
         """From the facts of a shards manifest."""
-        if "tokens" in facts["fields"]:
-            return cls(facts.get("vocabulary", 256), tuple(facts["fields"]["tokens"][1]))
-        shape = tuple(facts["fields"]["inputs"][1])
+        fields = facts["fields"]
+        if "tokens" in fields:
+            vocabulary = facts.get("vocabulary", 256)
+            return cls(vocabulary, tuple(fields["tokens"][1]), is_per_position=True)
+        shape = tuple(fields["text" if "text" in fields else "inputs"][1])
         mean, deviation = tuple(facts["mean"]), tuple(facts["deviation"])
         return cls(len(facts["classes"]), shape, mean, deviation)
 
@@ -35,4 +39,5 @@ class DataFacts:
     def from_dict(cls, value: Mapping[str, Any]) -> "DataFacts":
         """Inverse of `to_dict`, also after a trip through JSON."""
         sequences = {name: tuple(value[name]) for name in ("shape", "mean", "deviation")}
-        return cls(num_classes=value["num_classes"], **sequences)
+        others = {name: value[name] for name in ("num_classes", "is_per_position")}
+        return cls(**others, **sequences)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from millrace.models.parts import blocks_of
+from millrace.models.blocks import blocks_of
 from millrace.spec import TrainSpec
 
 BETAS = (0.9, 0.98)

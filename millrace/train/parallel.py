@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from millrace.models.parts import blocks_of
+from millrace.models.blocks import blocks_of
 from millrace.train.strategy import Strategy
 from millrace.train.world import World
 

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from millrace.data.columns import take
 from millrace.data.images import decoded
 from millrace.job import Job
+from millrace.models.blocks import blocks_of
 from millrace.models.build import build_network
-from millrace.models.parts import blocks_of
 from millrace.train.loop import TrainingData
 from millrace.train.objective import Batch, build_objective, mean_loss, to_batch
 from millrace.train.parallel import compiled, precise, recompute_blocks

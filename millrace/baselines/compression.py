@@ -1,4 +1,4 @@
-"""Honest baselines: what compressors, counts and linear models reach on the same samples."""
+"""What compressors and counts of n-grams need for texts, in bits."""
 
 import lzma
 from collections.abc import Sequence
@@ -95,30 +95,3 @@ def _lookup(
     """The value of each asked key in a sorted table, 0 where it is missing."""
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where(keys[at] == asked, values[at], 0)
-
-
-def majority_correct(train_labels: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> Floats:
-    """1 where the most frequent training label is right, per sample."""
-    correct: Floats = (labels == np.bincount(train_labels).argmax()).astype(np.float64)
-    return correct
-
-
-def logistic_correct(
-    train_inputs: npt.NDArray[np.float32 | np.uint8],
-    train_labels: npt.NDArray[np.int64],
-    inputs: npt.NDArray[np.float32 | np.uint8],
-    labels: npt.NDArray[np.int64],
-) -> Floats:
-    """1 where a logistic regression on the flat standardized inputs is right, per sample."""
-    # Imported here: it costs a second that a language model's evaluation need not pay.
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
-
-    if len(np.unique(train_labels)) < 2:
-        return majority_correct(train_labels, labels)
-    scale = StandardScaler().fit(train_inputs.reshape(len(train_inputs), -1))
-    model = LogisticRegression(max_iter=500)
-    model.fit(scale.transform(train_inputs.reshape(len(train_inputs), -1)), train_labels)
-    found = model.predict(scale.transform(inputs.reshape(len(inputs), -1)))
-    correct: Floats = np.asarray(found == labels, np.float64)
-    return correct

@@ -1,0 +1,1 @@
+"""The cases of `benchmarks.quality`: a data set, the pipeline that learns it, and the bar."""

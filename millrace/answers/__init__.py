@@ -1,0 +1,1 @@
+"""How released models answer: a module for every task."""

@@ -1,0 +1,29 @@
+"""What a task says of each sample of a batch: its loss, and what its metric adds up."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per sample: loss in nats, what the metric adds up, and the weight both are divided by."""
+
+    loss_B: Tensor
+    metric_B: Tensor
+    weight_B: Tensor
+    answer_B: Tensor | None = None
+    """The class that is answered, where there are classes."""
+
+
+class Objective(Protocol):
+    """A task's loss and metric."""
+
+    metric: str
+    higher_is_better: bool
+
+    def scores(self, network: nn.Module, batch: Batch) -> Scores:
+        """Scores of each sample; differentiable in `loss_B`."""
