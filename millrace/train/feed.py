@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from millrace.data.stream import Stream
-from millrace.train.objective import Batch, to_batch
+from millrace.train.objective import to_batch
+from millrace.train.scores import Batch
 
 
 class Feed:

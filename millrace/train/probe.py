@@ -23,8 +23,9 @@ from millrace.job import Job
 from millrace.models.blocks import blocks_of
 from millrace.models.build import build_network
 from millrace.train.loop import TrainingData
-from millrace.train.objective import Batch, build_objective, mean_loss, to_batch
+from millrace.train.objective import build_objective, mean_loss, to_batch
 from millrace.train.parallel import compiled, precise, recompute_blocks
+from millrace.train.scores import Batch
 from millrace.train.strategy import Needs, Strategy
 from millrace.train.world import World
 
