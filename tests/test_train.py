@@ -115,7 +115,9 @@ def test_a_loss_that_is_not_a_number_ends_the_training_and_publishes_nothing(
 
     assert caught.value.asked == "train to step 3 of 300"
     assert "learning_rate" in caught.value.fix
-    assert not line.storage.list(f"{NAME}/checkpoint")
+    assert [path.rsplit("/", 1)[1] for path in line.storage.list(f"{NAME}/checkpoint")] == [
+        "strategy.json"
+    ]
 
 
 def test_an_error_in_a_users_network_comes_back_with_its_last_words(
