@@ -133,6 +133,7 @@ class Step:
             inputs={noun: made.path for noun, made in inputs.items()},
             key=self._address(spec, inputs),
             usd_per_hour=compute.usd_per_hour,
+            mtbf_hours=compute.mtbf_hours,
             storage_price=compute.storage_price(url),
         )
         made = manifests.find(storage, job.pipeline, self.noun, job.key) if inputs else None

@@ -8,10 +8,10 @@ from assets.step import PipelineFolder, Step, Told
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
 from millrace.pictures import Bar, bar_chart, line_chart, markdown
-from millrace.spec import PipelineSpec
+from millrace.spec import UNKEYED, PipelineSpec
 
 # What a trial does not depend on: it trains on one rank, for the study's own number of steps.
-_NOT_SEARCHED = {"steps", "ranks", "checkpoint_every", "validate_every"}
+_NOT_SEARCHED = {"steps", "ranks", "validate_every"} | UNKEYED
 
 
 def build_study(pipeline: PipelineFolder) -> dg.AssetsDefinition:

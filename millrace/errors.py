@@ -10,9 +10,11 @@ MillraceError
 │   ├── CorruptError        bytes do not match the digest their manifest names
 │   └── VersionError        it was written in a newer format than this version reads
 ├── TrainingError       training ran and its outcome cannot be used (NaN, no step)
+├── BudgetError         training came to its limit of time or money, and stands at a checkpoint
 ├── GateError           the gate does not let this checkpoint become a release
 ├── ProcessFailedError  a process of ours ended with an error that is not ours
 └── ProcessDiedError    a process of ours was killed: worth another attempt
+    └── StoppedError        it was told to stop (SIGTERM), and stands at a checkpoint
 """
 
 from collections.abc import Mapping
@@ -76,6 +78,10 @@ class TrainingError(MillraceError):
     """Training ran and its outcome cannot be used."""
 
 
+class BudgetError(MillraceError):
+    """Training came to `train.max_usd` or `train.max_hours`; it can go on from a checkpoint."""
+
+
 class GateError(MillraceError):
     """The gate does not let this checkpoint become a release."""
 
@@ -88,12 +94,16 @@ class ProcessDiedError(MillraceError):
     """A process of ours was killed; another attempt may well succeed."""
 
 
+class StoppedError(ProcessDiedError):
+    """A training was told to stop (SIGTERM), and has written a checkpoint to go on from."""
+
+
 _BY_NAME = {
     kind.__name__: kind
     for kind in (
         SpecError, SourceError, StorageError, NotFoundError, ExistsError, DeadlineError,
-        CorruptError, VersionError, TrainingError, GateError, ProcessFailedError,
-        ProcessDiedError,
+        CorruptError, VersionError, TrainingError, BudgetError, GateError, ProcessFailedError,
+        ProcessDiedError, StoppedError,
     )
 }  # fmt: skip
 

@@ -27,5 +27,7 @@ class Job(Frozen):
     """Noun to manifest path of what it is made from."""
     usd_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine the job runs on."""
+    mtbf_hours: Annotated[float, Field(gt=0)] = 2000.0
+    """Between failures of that machine, which decides how often a training checkpoints."""
     storage_price: StoragePrice = StoragePrice()
     """Price of the store, which decides how hard shards are compressed."""

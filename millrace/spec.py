@@ -50,10 +50,14 @@ NOT_SEARCHED = {
     "train.ranks": "every trial trains in one process",
     "train.seed": "a lucky seed is no better a setting",
     "train.checkpoint_every": "trials keep no checkpoints",
+    "train.max_usd": "trials train for `search.steps`",
+    "train.max_hours": "trials train for `search.steps`",
     "train.validate_every": "trials validate at the study's own steps",
     "train.validate_samples": "losses on other samples cannot be compared",
     "train.mix": "it says what the model is for; a trial draws single values, not a table",
 }
+# Fields of `train` that change nothing of what is made: they are no part of any key or digest.
+UNKEYED = frozenset({"checkpoint_every", "max_usd", "max_hours"})
 LEAST_SHARE = 0.001
 """Of a mixture's source: the stream keeps shares to a thousandth (`data.order.PERIOD`)."""
 
@@ -131,8 +135,15 @@ class TrainSpec(Frozen):
     """Largest norm of the gradient."""
     seed: NonNegativeInt = 0
     """Of the initial weights, the order of samples and dropout."""
-    checkpoint_every: PositiveInt = 100
-    """Steps between checkpoints."""
+    checkpoint_every: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"], number_or_auto(1)
+    ] = "auto"
+    """Steps between checkpoints. `auto` loses the least time to writing and to repeating: by the
+    measured cost of a checkpoint and the hours between failures in the price file."""
+    max_usd: Annotated[PositiveFloat | Literal["none"], NUMBER] = "none"
+    """Dollars, over all attempts, at which training stops at a checkpoint. Raise it to go on."""
+    max_hours: Annotated[PositiveFloat | Literal["none"], NUMBER] = "none"
+    """Hours, over all attempts, at which training stops at a checkpoint. Raise it to go on."""
     validate_every: PositiveInt = 100
     """Steps between looks at the validation split."""
     validate_samples: PositiveInt = 512

@@ -25,6 +25,11 @@ class Compute(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's o
         """Price of this machine."""
         return Prices.read(Path(self.price_file)).usd_per_hour(self.machine)
 
+    @property
+    def mtbf_hours(self) -> float:
+        """Hours between failures of this machine."""
+        return Prices.read(Path(self.price_file)).mtbf_hours(self.machine)
+
     def storage_price(self, url: str) -> StoragePrice:
         """Price of the store behind a URL."""
         return Prices.read(Path(self.price_file)).storage_price(url)

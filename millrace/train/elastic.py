@@ -4,6 +4,7 @@ import os
 import sys
 import uuid
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,5 +46,11 @@ def launch_ranks(job: Job) -> None:
                 "Run it again: it resumes from the last checkpoint",
             ) from None
         raise SystemExit(1) from None
+    except SignalException as error:  # torch has passed it on and waited for the ranks
+        raise ProcessDiedError(
+            f"train {job.pipeline} on {job.spec.train.ranks} ranks",
+            f"it was told to stop by {error.sigval.name}",
+            "Run it again: it resumes from the last checkpoint",
+        ) from None
     finally:
         path.unlink(missing_ok=True)

@@ -8,17 +8,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from millrace.data.columns import Columns, take
 from millrace.data.images import decoded
 from millrace.data.order import choose
 from millrace.data.samples import Samples
 from millrace.data.stream import Stream
-from millrace.errors import SpecError, StorageError, TrainingError
+from millrace.errors import SpecError, TrainingError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
@@ -27,6 +29,7 @@ from millrace.spec import TrainSpec
 from millrace.storage import Storage
 from millrace.train.checkpoint import Checkpoints, Place
 from millrace.train.feed import Feed, parts
+from millrace.train.guard import MOST_ROLL_BACKS, Guard, Spike, back_to
 from millrace.train.meter import Spent
 from millrace.train.objective import Batch, Scores, build_objective, mean_loss, to_batch
 from millrace.train.optim import build_optimizer, learning_rate, set_learning_rate
@@ -35,6 +38,7 @@ from millrace.train.strategy import Strategy
 from millrace.train.world import World
 
 CURVE_POINTS = 100
+_LOWER = "Lower `train.learning_rate`, check the network, or look for extreme inputs"
 
 Point = dict[str, float]
 
@@ -115,8 +119,8 @@ class Trainer:
         """Seconds that earlier attempts spent up to the checkpoint that was taken up."""
         self._objective = build_objective(job.spec.task)
         self._data = data
-        torch.manual_seed(spec.seed)
-        self.network = build_network(job.spec.network, data.facts, job.folder)
+        self._build = partial(_built, job, data.facts)
+        self.network = self._build()
         self._model = lay_out(self.network, strategy, world)
         self.optimizer = build_optimizer(self.network, spec)
         self._stream = Stream(
@@ -132,6 +136,7 @@ class Trainer:
         self.gradient_norm = torch.zeros((), device=world.device)
         """Of the last update, before clipping."""
         self._recent = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self.guard = Guard(world.device)
 
     @property
     def device(self) -> torch.device:
@@ -139,21 +144,45 @@ class Trainer:
         return self._world.device
 
     def resume(self, checkpoints: Checkpoints) -> None:
-        """Take up the newest checkpoint, if there is one.
+        """Take up the newest checkpoint, if there is one."""
+        place = checkpoints.resume(self.network, self.optimizer)
+        self.seconds_before = place.seconds
+        self._take_up(place)
+
+    def go_back(self, checkpoints: Checkpoints, step: int) -> None:
+        """Stand where the newest checkpoint of this step or before stood, or at the beginning."""
+        place = checkpoints.resume(self.network, self.optimizer, before=step + 1)
+        if place.step == 0:
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.network, self._build().state_dict(), options=options)
+            self.optimizer.state.clear()
+        self._take_up(place)
+
+    def roll_back(self, checkpoints: Checkpoints, spike: Spike) -> None:
+        """Go back to before a spike, and skip the batches that led there from now on.
 
         Raises:
-            StorageError: Not every rank found the same one.
+            TrainingError: It has been rolled back too often.
         """
-        place = checkpoints.resume(self.network, self.optimizer)
-        steps = self._world.rows(torch.tensor([place.step], device=self._world.device))
-        if (steps != place.step).any():
-            raise StorageError(
-                "resume from the newest checkpoint",
-                f"the ranks found those of steps {sorted(steps.flatten().tolist())}",
-                "Run it again: the store answered some ranks and not others",
+        skips = self.guard.skips.with_spike(spike)
+        if skips.num_roll_backs > MOST_ROLL_BACKS:
+            raise TrainingError(
+                f"train to step {spike.update + 1} of {self.steps}",
+                f"the {spike.what} is {spike.value:.4g} after {MOST_ROLL_BACKS} roll-backs",
+                _LOWER,
             )
-        self.step, self.curve = place.step, place.curve
-        self.seconds_before = place.seconds
+        self.go_back(checkpoints, back_to(spike))
+        self.guard.skips = skips
+
+    def _seek(self) -> None:
+        """Let the stream stand at the batch of the next update."""
+        self._next_batch = self.guard.skips.batch_of(self.step)
+        self._feed.seek(self._next_batch)
+
+    def _take_up(self, place: Place) -> None:
+        self.step, self.curve = place.step, list(place.curve)
+        self.guard.resume(place.guard)
+        self._recent.zero_()
         recent = self._recent.new_tensor(place.recent)
         if len(recent) == self._world.size:
             self._recent = recent[self._world.rank]
@@ -171,7 +200,8 @@ class Trainer:
         """
         recent = self._world.rows(self._recent)
         self._refuse_nonfinite(recent[:, 0].sum().item(), "loss")
-        return Place(self.step, self.curve, recent.tolist(), seconds)
+        guard = self.guard.place() if self.guard.is_on else {}
+        return Place(self.step, list(self.curve), recent.tolist(), seconds, guard)
 
     def run_to(self, step: int, after_step: Callable[[], object] = lambda: None) -> None:
         """Update until `step` updates are done, calling `after_step` after each.
@@ -179,8 +209,10 @@ class Trainer:
         Raises:
             TrainingError: The loss is no finite number.
         """
-        self._feed.seek(self.step)
+        self._seek()
         while self.step < step:
+            if self.guard.skips.batch_of(self.step) != self._next_batch:
+                self._seek()  # rolled back, or come to batches that are skipped
             start, waited = time.perf_counter(), self._feed.waited_seconds
             self._update()
             if self.step % self._curve_every == 0 or self.step == step:
@@ -193,25 +225,30 @@ class Trainer:
         self._seed_dropout()
         self.network.train()
         batch = self._feed.take()
-        self._differentiate(batch)
+        sums_2 = self._differentiate(batch)
         self._descend()
+        self.guard.note(sums_2, self.gradient_norm)
         self._feed.fetch()  # the device still has this step to do
         self.step += 1
+        self._next_batch += 1
 
     def _seed_dropout(self) -> None:
         # The random state is a function of the step, so that a resumed run draws the same dropout.
         seed = np.random.SeedSequence([self._spec.seed, self.step, self._world.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
 
-    def _differentiate(self, batch: Batch) -> None:
-        """Gradients of a batch, by microbatches, averaged over the ranks."""
+    def _differentiate(self, batch: Batch) -> Tensor:
+        """Gradients of a batch, by microbatches, averaged over the ranks; its loss and weight."""
+        sums_2 = torch.zeros_like(self._recent)
         share, number = self._spec.batch // self._world.size, self._strategy.microbatches
         for i, part in enumerate(parts(batch, number), 1):
             with accumulating(self._model, is_last=i == number):
                 with precise(self._strategy, self._world.device):
                     scores = self._objective.scores(self._model, part)
                 mean_loss(scores, share, self._data.weight_per_sample).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-            self._recent += torch.stack([scores.loss_B.detach().sum(), scores.weight_B.sum()])
+            sums_2 += torch.stack([scores.loss_B.detach().sum(), scores.weight_B.sum()])
+        self._recent += sums_2
+        return sums_2
 
     def _descend(self) -> None:
         """Clip the gradients and update."""
@@ -227,7 +264,8 @@ class Trainer:
         """Add the mean loss since the last point; here, as in `place`, the device is waited for."""
         loss, weight = self._world.sum(self._recent).tolist()
         self._recent.zero_()
-        self._refuse_nonfinite(loss / weight, "loss")
+        if not self.guard.is_on:  # else the next look rolls back, and the curve with it
+            self._refuse_nonfinite(loss / weight, "loss")
         self.curve.append({"step": self.step, "train_loss": loss / weight})
 
     def validate(self) -> dict[str, float]:
@@ -276,8 +314,14 @@ class Trainer:
             raise TrainingError(
                 f"train to step {self.step} of {self.steps}",
                 f"the {what} is {value}",
-                "Lower `train.learning_rate`, check the network, or look for extreme inputs",
+                _LOWER,
             )
+
+
+def _built(job: Job, facts: DataFacts) -> nn.Module:
+    """The network as it begins: the same each time."""
+    torch.manual_seed(job.spec.train.seed)
+    return build_network(job.spec.network, facts, job.folder)
 
 
 def _selection(samples: Samples, spec: TrainSpec, world: World) -> Iterator[Columns]:

@@ -1,20 +1,26 @@
 """One rank of a training: resume, train, save, and publish the checkpoint at the end."""
 
 import time
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from millrace import manifest as manifests
+from millrace.errors import StoppedError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
+from millrace.spec import UNKEYED
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import emit, log
+from millrace.train.budget import Budget, Pace
 from millrace.train.checkpoint import NOUN, WEIGHTS, Checkpoints, weights_to_bytes
 from millrace.train.choice import settle
+from millrace.train.guard import back_to
+from millrace.train.lookout import Lookout, Seen
 from millrace.train.loop import Trainer, TrainingData
+from millrace.train.notice import Notice
+from millrace.train.proof import Proof, replay
 from millrace.train.watch import Watch, scale_of
 from millrace.train.world import World
 
@@ -25,112 +31,209 @@ def run_rank(job: Job) -> None:
     code = source_digest(job.spec.network, job.folder)  # before it is loaded and may be edited
     storage = FsspecStorage(job.store)
     shards = manifests.read(storage, job.inputs["shards"])
-    world = World.join()
-    try:
-        checkpoints = Checkpoints(storage, job.pipeline, job.key)
-        data = TrainingData.load(storage, shards, job.spec.train.mix)
-        choice = settle(job, data, world, storage, job.spec.train.steps)
-        strategy = choice.strategy
-        with closing(data), closing(Trainer(job, data, world, strategy=strategy)) as trainer:
-            trainer.resume(checkpoints)
-            resumed_at = trainer.step
-            if world.is_first and resumed_at:
-                log(f"resumed from the checkpoint of step {resumed_at} of {trainer.steps}")
-            began = time.perf_counter()
+    with Notice() as notice:
+        world = World.join()
+        try:
+            checkpoints = Checkpoints(storage, job.pipeline, job.key, world)
+            data = TrainingData.load(storage, shards, job.spec.train.mix)
+            choice = settle(job, data, world, storage, job.spec.train.steps)
+            strategy = choice.strategy
+            with closing(data), closing(Trainer(job, data, world, strategy=strategy)) as trainer:
+                attempt = Attempt(job, trainer, checkpoints, world, notice, start)
+                scale = scale_of(job, data, choice, world)
+                attempt.train(Watch(job, storage, trainer, scale, world))
+                told = {"strategy": strategy.model_dump()}
+                _Publication(job, storage, shards, code, told).publish(attempt, world)
+        finally:
+            world.leave()
 
-            def spent() -> float:
-                return trainer.seconds_before + time.perf_counter() - start
 
-            watch = Watch(job, storage, trainer, scale_of(job, data, choice, world), world)
-            _train(job, trainer, checkpoints, world, spent, watch)
-            watch.close()
-            if world.is_first:
-                took = _Took(resumed_at, time.perf_counter() - began, spent())
-                told = watch.measured() | {"strategy": strategy.model_dump()}
-                _publish(job, storage, shards, trainer, code, took, told)
-                checkpoints.clear()
-            world.wait()
-    finally:
-        world.leave()
+class Attempt:
+    """One attempt at a training, from the newest checkpoint to the last step.
+
+    Args:
+        job: What to train.
+        trainer: The loop.
+        checkpoints: Where it is saved and resumed.
+        world: The ranks.
+        notice: Whether SIGTERM has come.
+        start: `time.perf_counter` when the attempt began.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        world: World,
+        notice: Notice,
+        start: float,
+    ) -> None:
+        spec = job.spec.train
+        self.job, self.trainer, self.checkpoints, self._world = job, trainer, checkpoints, world
+        self._start = start
+        trainer.guard.is_on = True
+        trainer.resume(checkpoints)
+        self.resumed_at = trainer.step
+        if world.is_first and self.resumed_at:
+            log(f"resumed from the checkpoint of step {self.resumed_at} of {trainer.steps}")
+        limits = [float("inf") if x == "none" else x for x in (spec.max_usd, spec.max_hours)]
+        self._budget = Budget(limits[0], limits[1], job.usd_per_hour)
+        self.lookout = Lookout(
+            world,
+            trainer.guard,
+            checkpoints,
+            notice,
+            Pace(spec.checkpoint_every, job.mtbf_hours / world.num_nodes),
+            self._budget,
+            self.spent,
+        )
+        self.loop_seconds = 0.0
+        self.told: dict[str, float] = {}
+        """Rates that were measured."""
+
+    def spent(self) -> float:
+        """Seconds of all attempts with their starts, the earlier ones up to their checkpoint."""
+        return self.trainer.seconds_before + time.perf_counter() - self._start
+
+    def train(self, watch: Watch) -> None:
+        """Update to the last step.
+
+        Raises:
+            StoppedError: SIGTERM has come; there is a checkpoint.
+            BudgetError: A limit is reached; there is a checkpoint.
+            TrainingError: It went wrong again and again.
+        """
+        trainer, began = self.trainer, time.perf_counter()
+        self._watch = watch
+        self.lookout.start(trainer.step)
+        with closing(watch):
+            trainer.run_to(trainer.steps, self._after_step)
+        self.loop_seconds = time.perf_counter() - began
+        self.told = watch.measured()
+
+    def _after_step(self) -> None:
+        trainer, step = self.trainer, self.trainer.step
+        is_last = step == trainer.steps
+        validates = is_last or step % self.job.spec.train.validate_every == 0
+        seen = None
+        if validates or self.lookout.is_due(step):
+            seen = self.lookout.look(step)
+            if seen.spike is not None:
+                self._roll_back(seen)
+                return
+        if validates:
+            found = trainer.validate()
+            if self._world.is_first:
+                emit("validation", step=step, **found)
+        self._watch.step()
+        if seen is not None and not is_last:
+            if seen.must_stop or seen.is_spent:
+                self._stop(seen)
+            if seen.must_save:
+                self._save()
+
+    def _save(self) -> None:
+        """Copy the state; a thread publishes it."""
+        start = time.perf_counter()
+        place = self.trainer.place(self.spent())
+        self.checkpoints.begin(place, self.trainer.network, self.trainer.optimizer)
+        self.lookout.saved(self.trainer.step, time.perf_counter() - start)
+
+    def _stop(self, seen: Seen) -> None:
+        """Publish where it stands and raise the reason; ranks but the first just end."""
+        self._save()
+        self.checkpoints.finish()
+        self._world.wait()
+        if not self._world.is_first:
+            raise SystemExit(1)  # the first rank says why
+        step, steps, at = self.trainer.step, self.trainer.steps, self.checkpoints.published_at
+        emit("stopped", step=step, checkpoint=at, by="SIGTERM" if seen.must_stop else "budget")
+        if not seen.must_stop:
+            raise self._budget.error(self.job.pipeline, at, steps, self.spent())
+        raise StoppedError(
+            f"train {self.job.pipeline} to step {steps}",
+            f"it was told to stop (SIGTERM) at step {step}; the last checkpoint is of step {at}",
+            "Run it again: it goes on from there",
+        )
+
+    def _roll_back(self, seen: Seen) -> None:
+        """Go back to before a spike. What is on its way is published first."""
+        assert seen.spike is not None, "something went wrong"
+        self.checkpoints.finish()
+        self._world.wait()
+        self.trainer.roll_back(self.checkpoints, seen.spike)
+        self._world.wait()  # every rank has read what it goes back to
+        if self._world.is_first:
+            self.checkpoints.forget(after=back_to(seen.spike))
+            skipped = [list(span) for span in self.trainer.guard.skips.ranges]
+            told = {"what": seen.spike.what, "value": str(seen.spike.value), "skipped": skipped}
+            emit("roll_back", step=seen.spike.update + 1, to=self.trainer.step, **told)
+        self._watch.go_back()
+        self.lookout.start(self.trainer.step)
+
+    def proof(self) -> Proof:
+        """Update anew from the last place that can be resumed, and compare. Ends the training."""
+        self.checkpoints.finish()
+        self._world.wait()
+        return replay(self.trainer, self.checkpoints, self.lookout.witness, self._world)
 
 
 @dataclass(frozen=True)
-class _Took:
-    """What the attempt that ended the training, and all attempts together, have taken."""
+class _Publication:
+    """What the weights are published with."""
 
-    resumed_at: int
-    loop_seconds: float
-    """Of the last attempt's steps: rates are per these."""
-    seconds: float
-    """Of all attempts with their starts, the earlier ones up to their last checkpoint."""
+    job: Job
+    storage: FsspecStorage
+    shards: Manifest
+    code: str
+    told: dict[str, Any]
 
+    def publish(self, attempt: Attempt, world: World) -> None:
+        """Publish the weights; every rank must ask."""
+        trainer = attempt.trainer
+        weights = weights_to_bytes(trainer.network)
+        facts = self._facts(trainer)
+        seconds, loop_seconds = attempt.spent(), attempt.loop_seconds
+        proof = attempt.proof()
+        if world.is_first:
+            path = f"{manifests.folder(self.job.pipeline, NOUN, self.job.key)}/{WEIGHTS}"
+            file = StoredFile.written(self.storage, path, weights)
+            steps_per_second = (facts["steps"] - attempt.resumed_at) / loop_seconds
+            measured = {
+                "resumed_at": attempt.resumed_at,
+                "steps_per_second": steps_per_second,
+                "samples_per_second": steps_per_second * self.job.spec.train.batch,
+                "device": str(trainer.device),
+                **self.told,
+                **attempt.told,
+                **proof.told(),
+            }
+            made = Manifest(
+                self.job.pipeline,
+                NOUN,
+                self.job.key,
+                inputs={"shards": self.shards.digest},
+                files=(file,),
+                facts=facts,
+                measured=measured,
+                seconds=seconds,
+                usd=seconds / 3600 * self.job.usd_per_hour,
+            )
+            emit("made", path=manifests.publish(self.storage, made).path)
+            attempt.checkpoints.clear()
+        world.wait()
 
-def _train(
-    job: Job,
-    trainer: Trainer,
-    checkpoints: Checkpoints,
-    world: World,
-    spent: Callable[[], float],
-    watch: Watch,
-) -> None:
-    spec = job.spec.train
-
-    def after_step() -> None:
-        is_last = trainer.step == trainer.steps
-        if is_last or trainer.step % spec.validate_every == 0:
-            found = trainer.validate()
-            if world.is_first:
-                emit("validation", step=trainer.step, **found)
-        watch.step()
-        if not is_last and trainer.step % spec.checkpoint_every == 0:
-            place = trainer.place(spent())
-            if world.is_first:
-                checkpoints.save(place, trainer.network, trainer.optimizer)
-                emit("checkpoint", step=trainer.step)
-
-    trainer.run_to(trainer.steps, after_step)
-
-
-def _publish(
-    job: Job,
-    storage: FsspecStorage,
-    shards: Manifest,
-    trainer: Trainer,
-    code: str,
-    took: _Took,
-    told: Mapping[str, Any],
-) -> None:
-    path = f"{manifests.folder(job.pipeline, NOUN, job.key)}/{WEIGHTS}"
-    file = StoredFile.written(storage, path, weights_to_bytes(trainer.network))
-    steps_per_second = (trainer.steps - took.resumed_at) / took.loop_seconds
-    facts = {
-        "steps": trainer.steps,
-        "samples": trainer.steps * job.spec.train.batch,
-        "parameters": sum(p.numel() for p in trainer.network.parameters()),
-        "curve": trainer.curve,
-        "network": job.spec.network.model_dump(),
-        "code": code,
-        "train": job.spec.train.model_dump(),
-    }
-    measured = {
-        "resumed_at": took.resumed_at,
-        "steps_per_second": steps_per_second,
-        "samples_per_second": steps_per_second * job.spec.train.batch,
-        "device": str(trainer.device),
-        **told,
-    }
-    made = manifests.publish(
-        storage,
-        Manifest(
-            job.pipeline,
-            NOUN,
-            job.key,
-            inputs={"shards": shards.digest},
-            files=(file,),
-            facts=facts,
-            measured=measured,
-            seconds=took.seconds,
-            usd=took.seconds / 3600 * job.usd_per_hour,
-        ),
-    )
-    emit("made", path=made.path)
+    def _facts(self, trainer: Trainer) -> dict[str, Any]:
+        spec = self.job.spec
+        skipped = trainer.guard.skips.ranges
+        return {
+            "steps": trainer.steps,
+            "samples": trainer.steps * spec.train.batch,
+            "parameters": sum(p.numel() for p in trainer.network.parameters()),
+            "curve": trainer.curve,
+            "network": spec.network.model_dump(),
+            "code": self.code,
+            "train": spec.train.model_dump(exclude=set(UNKEYED)),
+            **({"skipped_batches": [list(span) for span in skipped]} if skipped else {}),
+        }

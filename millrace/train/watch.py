@@ -70,6 +70,11 @@ class Watch:
         else:
             self._progress.step(None)
 
+    def go_back(self) -> None:
+        """The trainer has been rolled back: go on from where it stands now."""
+        self._points = len(self._trainer.curve)
+        self._progress.done = self._trainer.step
+
     def measured(self) -> dict[str, float]:
         """Rates over all steps of this attempt, and the most memory that was held."""
         return self._rates(Spent()) | {"memory_bytes": peak_memory_bytes(self._trainer.device)}

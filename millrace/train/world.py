@@ -47,6 +47,11 @@ class World:
         return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
+    def num_nodes(self) -> int:
+        """Machines, if each runs as many ranks as this one."""
+        return max(1, self.size // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    @property
     def is_first(self) -> bool:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0

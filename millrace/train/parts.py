@@ -1,0 +1,243 @@
+"""A state dict in parts: what each rank writes of it as safetensors, and how it is read again.
+
+    network, optimizer --> tensors by name --> this rank's pieces --> part-00001.safetensors
+    layout of a manifest, tensors to fill  --> reads of pieces (resharded) --> filled tensors
+
+The planners of torch.distributed.checkpoint decide which rank holds which piece and which reads
+fill a tensor of another layout. Its own storage is not used: that pickles the metadata.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.tensor import DTensor
+
+from millrace.manifest import Manifest
+from millrace.storage import Storage
+
+PART_BYTES = 64 * 2**20
+"""What every rank holds alike is written by one rank up to this size, by more above it."""
+State = dict[str, Tensor]
+Layout = dict[str, dict[str, Any]]
+"""By tensor: dtype, size, and of each piece its offsets, its sizes and its file."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a tensor that a rank writes."""
+
+    name: str
+    tensor: Tensor
+    offsets: tuple[int, ...]
+    """Where it begins in the whole tensor."""
+    size: tuple[int, ...]
+    """Of the whole tensor."""
+
+    def layout(self, file: str) -> dict[str, Any]:
+        """What a manifest tells of it."""
+        return {
+            "dtype": str(self.tensor.dtype).removeprefix("torch."),
+            "size": list(self.size),
+            "pieces": [[list(self.offsets), list(self.tensor.shape), file]],
+        }
+
+
+def state_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """All tensors of a training by name; those of the optimizer under their parameter's name."""
+    state = {f"network.{name}": value.detach() for name, value in network.state_dict().items()}
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    for parameter, entries in optimizer.state.items():
+        for entry, value in entries.items():
+            assert isinstance(value, Tensor), f"the optimizer's {entry} is no tensor"
+            state[f"optimizer.{names[parameter]}.{entry}"] = value.detach()
+    return state
+
+
+def blank_state(network: nn.Module, layout: Layout) -> State:
+    """Tensors to read a checkpoint into, laid out over the ranks as the network is now."""
+    blank = {
+        f"network.{name}": torch.empty_like(value) for name, value in network.state_dict().items()
+    }
+    parameters = dict(network.named_parameters())
+    for key, told in layout.items():
+        if key.startswith("optimizer."):
+            like = parameters[key.removeprefix("optimizer.").rpartition(".")[0]]
+            dtype = getattr(torch, told["dtype"])
+            blank[key] = (
+                torch.empty_like(like.detach(), dtype=dtype)
+                if list(like.shape) == told["size"]
+                else torch.empty(told["size"], dtype=dtype)
+            )
+    return blank
+
+
+def put_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Inverse of `state_of`, for a network and optimizer of the same names and shapes."""
+    network.load_state_dict(
+        {
+            name.removeprefix("network."): value
+            for name, value in state.items()
+            if name.startswith("network.")
+        }
+    )
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    groups = optimizer.state_dict()["param_groups"]
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            name, _, entry = key.removeprefix("optimizer.").rpartition(".")
+            entries.setdefault(name, {})[entry] = value
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbered = {
+        number: entries[names[parameter]]
+        for number, parameter in enumerate(ordered)
+        if names[parameter] in entries
+    }
+    optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+
+
+def pieces_of(state: State, rank: int, world_size: int) -> list[Piece]:
+    """What this rank writes; over all ranks each element once. Asks no other rank."""
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(state, is_coordinator=True)
+    writers = _writers({n: v for n, v in state.items() if not isinstance(v, DTensor)}, world_size)
+    pieces = []
+    for item in planner.create_local_plan().items:
+        name, told = item.index.fqn, item.tensor_data
+        assert told is not None, f"{name} is no tensor"
+        whole = state[name]
+        mine = _is_first_copy(whole) if isinstance(whole, DTensor) else writers[name] == rank
+        if mine and told.chunk.sizes.numel() == 0 < told.size.numel():
+            continue  # more ranks than rows
+        if mine:
+            tensor = planner.resolve_data(item)
+            assert isinstance(tensor, Tensor), f"{name} is no tensor"
+            pieces.append(Piece(name, tensor, tuple(told.chunk.offsets), tuple(told.size)))
+    return pieces
+
+
+def _writers(state: State, world_size: int) -> dict[str, int]:
+    """Which rank writes each tensor that all hold: the one with the least so far."""
+    total = sum(value.nbytes for value in state.values())
+    loads = [0] * min(world_size, max(1, total // PART_BYTES))
+    writers = {}
+    for name in sorted(state, key=lambda name: (-state[name].nbytes, name)):
+        writers[name] = loads.index(min(loads))
+        loads[writers[name]] += state[name].nbytes
+    return writers
+
+
+def _is_first_copy(tensor: DTensor) -> bool:
+    """Whether no rank of a lower number holds the same piece."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    return coordinate is not None and all(
+        place == 0 or not placement.is_replicate()
+        for place, placement in zip(coordinate, tensor.placements, strict=True)
+    )
+
+
+def merged(layouts: Iterable[Layout]) -> Layout:
+    """The layout of a whole checkpoint from those of all parts."""
+    whole: Layout = {}
+    for layout in layouts:
+        for name, told in layout.items():
+            if name in whole:
+                whole[name]["pieces"] += told["pieces"]
+            else:
+                whole[name] = told | {"pieces": list(told["pieces"])}
+    for name, told in whole.items():
+        elements = sum(torch.Size(sizes).numel() for _, sizes, _ in told["pieces"])
+        size = torch.Size(told["size"]).numel()
+        assert elements == size, f"{elements} of {size} elements of {name} were written"
+    return whole
+
+
+def read_into(state: State, storage: Storage, made: Manifest) -> None:
+    """Fill tensors of any layout from a checkpoint; each file is read whole and proven.
+
+    Raises:
+        CorruptError: A file is damaged; then the tensors are half filled.
+        NotFoundError: A file is gone.
+    """
+    layout: Layout = made.facts["tensors"]
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(state, _metadata(layout), is_coordinator=False)
+    files: dict[str, list[Any]] = {}
+    for item in planner.finish_plan(planner.create_local_plan()).items:
+        offsets = list(item.storage_index.offset or ())
+        pieces = layout[item.storage_index.fqn]["pieces"]
+        files.setdefault(next(f for o, _, f in pieces if o == offsets), []).append(item)
+    for name, items in files.items():
+        tensors: Mapping[str, Tensor] = load_tensors(made.file(name).read(storage))
+        for item in items:
+            part = tensors[item.storage_index.fqn]
+            for dim, (start, length) in enumerate(
+                zip(item.storage_offsets, item.lengths, strict=True)
+            ):
+                part = part.narrow(dim, start, length)
+            target = planner.resolve_tensor(item).detach()
+            target.copy_(part)
+            planner.commit_tensor(item, target)
+
+
+def _metadata(layout: Layout) -> Metadata:
+    """The layout in the planner's words."""
+    return Metadata(
+        {
+            name: TensorStorageMetadata(
+                TensorProperties(dtype=getattr(torch, told["dtype"])),
+                torch.Size(told["size"]),
+                [
+                    ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+                    for offsets, sizes, _ in told["pieces"]
+                ],
+            )
+            for name, told in layout.items()
+        }
+    )
+
+
+class Staging:
+    """Copies of a rank's pieces in main memory, in buffers that are used again.
+
+    Fresh memory would be faulted in page by page each time. On a GPU the copies go to pinned
+    memory and behind the work that is queued: the host does not wait for them here.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: State = {}
+        self._names: list[str] = []
+        self._copied: torch.cuda.Event | None = None
+
+    def copy(self, pieces: Iterable[Piece]) -> None:
+        """Copy all; the training may change its tensors afterwards."""
+        pieces = list(pieces)
+        self._names = [piece.name for piece in pieces]
+        for piece in pieces:
+            buffer = self._buffers.get(piece.name)
+            is_cuda = piece.tensor.is_cuda
+            if buffer is None or buffer.shape != piece.tensor.shape:
+                self._buffers[piece.name] = buffer = torch.empty(
+                    piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=is_cuda
+                )
+            buffer.copy_(piece.tensor, non_blocking=is_cuda)
+        if any(piece.tensor.is_cuda for piece in pieces):
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> State:
+        """The copies, once they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: self._buffers[name] for name in self._names}
