@@ -1,6 +1,7 @@
 """What each of several ranks does in a test: python -m tests.training_on_ranks PROGRAM JOB OUT."""
 
 import copy
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from millrace import manifest as manifests
 from millrace.job import Job
 from millrace.storage import FsspecStorage
 from millrace.train import parallel
+from millrace.train.checkpoint import Checkpoints, weights_to_bytes
 from millrace.train.choice import settle
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.strategy import Strategy
@@ -67,8 +69,42 @@ def choose(job: Job, data: TrainingData, world: World) -> Any:
     return choice.model_dump()
 
 
+def _strategy_of(job: Job) -> Strategy:
+    """By the key of the job: `fsdp/...` shards."""
+    return Strategy(parallel="fsdp" if job.key.startswith("fsdp") else "ddp")
+
+
+def save(job: Job, data: TrainingData, world: World) -> Any:
+    """Save at step 4 and go on to 8: digests of the weights at both, and the curve."""
+    checkpoints = Checkpoints(FsspecStorage(job.store), job.pipeline, "on-ranks", world)
+    with closing(Trainer(job, data, world, strategy=_strategy_of(job))) as trainer:
+        trainer.run_to(4)
+        checkpoints.begin(trainer.place(1.5), trainer.network, trainer.optimizer)
+        told = [_digest(trainer)]
+        trainer.run_to(8)  # beside the write: what is written was copied before
+        checkpoints.finish()
+        world.wait()
+        return [*told, _digest(trainer), trainer.curve]
+
+
+def resume(job: Job, data: TrainingData, world: World) -> Any:
+    """Take up what `save` has saved."""
+    checkpoints = Checkpoints(FsspecStorage(job.store), job.pipeline, "on-ranks", world)
+    with closing(Trainer(job, data, world, strategy=_strategy_of(job))) as trainer:
+        trainer.resume(checkpoints)
+        assert trainer.step == 4
+        told = [_digest(trainer)]
+        trainer.run_to(8)
+        return [*told, _digest(trainer), trainer.curve]
+
+
+def _digest(trainer: Trainer) -> str:
+    return hashlib.sha256(weights_to_bytes(trainer.network)).hexdigest()
+
+
 PROGRAMS: Mapping[str, Callable[[Job, TrainingData, World], Any]] = {
-    function.__name__: function for function in (take_up, take_up_unsettled, shard, choose)
+    function.__name__: function
+    for function in (take_up, take_up_unsettled, shard, choose, save, resume)
 }
 
 

@@ -88,7 +88,8 @@ class Attempt:
             self._budget,
             self.spent,
         )
-        self.loop_seconds = 0.0
+        self.loop_seconds, self.stall_seconds = 0.0, 0.0
+        """In all steps with what came between them, and of that in copies for checkpoints."""
         self.told: dict[str, float] = {}
         """Rates that were measured."""
 
@@ -138,7 +139,9 @@ class Attempt:
         start = time.perf_counter()
         place = self.trainer.place(self.spent())
         self.checkpoints.begin(place, self.trainer.network, self.trainer.optimizer)
-        self.lookout.saved(self.trainer.step, time.perf_counter() - start)
+        stall_seconds = time.perf_counter() - start
+        self.stall_seconds += stall_seconds
+        self.lookout.saved(self.trainer.step, stall_seconds)
 
     def _stop(self, seen: Seen) -> None:
         """Publish where it stands and raise the reason; ranks but the first just end."""
@@ -204,6 +207,7 @@ class _Publication:
                 "resumed_at": attempt.resumed_at,
                 "steps_per_second": steps_per_second,
                 "samples_per_second": steps_per_second * self.job.spec.train.batch,
+                "checkpoint_stall": attempt.stall_seconds / loop_seconds,
                 "device": str(trainer.device),
                 **self.told,
                 **attempt.told,
