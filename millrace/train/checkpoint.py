@@ -20,7 +20,6 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from millrace import manifest as manifests
 from millrace.errors import CorruptError, MillraceError, NotFoundError, StorageError
@@ -32,6 +31,7 @@ from millrace.train.parts import (
     Piece,
     Staging,
     blank_state,
+    is_sharded,
     merged,
     pieces_of,
     put_state,
@@ -67,7 +67,7 @@ def full_weights(network: nn.Module) -> dict[str, Tensor]:
     """The whole state dict; every rank must ask where the weights are sharded."""
     state = {name: value.detach() for name, value in network.state_dict().items()}
     return {
-        name: value.full_tensor() if isinstance(value, DTensor) else value
+        name: value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]  # a DTensor then
         for name, value in state.items()
     }
 

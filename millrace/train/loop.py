@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from millrace.data.columns import Columns, take
 from millrace.data.images import decoded
@@ -34,6 +33,7 @@ from millrace.train.meter import Spent
 from millrace.train.objective import Batch, Scores, build_objective, mean_loss, to_batch
 from millrace.train.optim import build_optimizer, learning_rate, set_learning_rate
 from millrace.train.parallel import accumulating, lay_out, precise, whole
+from millrace.train.parts import put_whole
 from millrace.train.strategy import Strategy
 from millrace.train.world import World
 
@@ -153,8 +153,7 @@ class Trainer:
         """Stand where the newest checkpoint of this step or before stood, or at the beginning."""
         place = checkpoints.resume(self.network, self.optimizer, before=step + 1)
         if place.step == 0:
-            options = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(self.network, self._build().state_dict(), options=options)
+            put_whole(self.network, self._build().state_dict())
             self.optimizer.state.clear()
         self._take_up(place)
 

@@ -7,6 +7,7 @@ The planners of torch.distributed.checkpoint decide which rank holds which piece
 fill a tensor of another layout. Its own storage is not used: that pickles the metadata.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.tensor import DTensor
 
 from millrace.manifest import Manifest
 from millrace.storage import Storage
@@ -109,21 +102,39 @@ def put_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: State
 
 def pieces_of(state: State, rank: int, world_size: int) -> list[Piece]:
     """What this rank writes; over all ranks each element once. Asks no other rank."""
+    alike = {name: value for name, value in state.items() if not is_sharded(value)}
+    writers = _writers(alike, world_size)
+    pieces = [
+        Piece(name, value, (0,) * value.dim(), tuple(value.shape))
+        for name, value in alike.items()
+        if writers[name] == rank
+    ]
+    sharded = {name: value for name, value in state.items() if name not in alike}
+    return pieces + (_shards(sharded) if sharded else [])
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; its module takes long to load, and is loaded where there is one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _shards(state: State) -> list[Piece]:
+    """This rank's pieces of sharded tensors."""
+    from torch.distributed.checkpoint import DefaultSavePlanner  # noqa: PLC0415  half a second
+
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(state, is_coordinator=True)
-    writers = _writers({n: v for n, v in state.items() if not isinstance(v, DTensor)}, world_size)
     pieces = []
     for item in planner.create_local_plan().items:
-        name, told = item.index.fqn, item.tensor_data
-        assert told is not None, f"{name} is no tensor"
-        whole = state[name]
-        mine = _is_first_copy(whole) if isinstance(whole, DTensor) else writers[name] == rank
-        if mine and told.chunk.sizes.numel() == 0 < told.size.numel():
-            continue  # more ranks than rows
-        if mine:
+        told = item.tensor_data
+        assert told is not None, f"{item.index.fqn} is no tensor"
+        is_empty = told.chunk.sizes.numel() == 0 < told.size.numel()  # more ranks than rows
+        if not is_empty and _is_first_copy(state[item.index.fqn]):
             tensor = planner.resolve_data(item)
-            assert isinstance(tensor, Tensor), f"{name} is no tensor"
-            pieces.append(Piece(name, tensor, tuple(told.chunk.offsets), tuple(told.size)))
+            assert isinstance(tensor, Tensor), f"{item.index.fqn} is no tensor"
+            place = tuple(told.chunk.offsets), tuple(told.size)
+            pieces.append(Piece(item.index.fqn, tensor, *place))
     return pieces
 
 
@@ -138,8 +149,8 @@ def _writers(state: State, world_size: int) -> dict[str, int]:
     return writers
 
 
-def _is_first_copy(tensor: DTensor) -> bool:
-    """Whether no rank of a lower number holds the same piece."""
+def _is_first_copy(tensor: Any) -> bool:
+    """Whether no rank of a lower number holds the same piece of a DTensor."""
     coordinate = tensor.device_mesh.get_coordinate()
     return coordinate is not None and all(
         place == 0 or not placement.is_replicate()
@@ -163,6 +174,32 @@ def merged(layouts: Iterable[Layout]) -> Layout:
     return whole
 
 
+def put_whole(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load an ordinary state dict into a network, sharded or not; every rank must ask."""
+    if not any(is_sharded(value) for value in network.state_dict().values()):
+        network.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import (  # noqa: PLC0415  half a second
+        StateDictOptions,
+        set_model_state_dict,
+    )
+
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(network, dict(state), options=options)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A part of a stored piece, and the part of a tensor that it fills."""
+
+    name: str
+    file: str
+    offsets: tuple[int, ...]
+    """In the piece."""
+    lengths: tuple[int, ...]
+    target: Tensor
+
+
 def read_into(state: State, storage: Storage, made: Manifest) -> None:
     """Fill tensors of any layout from a checkpoint; each file is read whole and proven.
 
@@ -171,41 +208,58 @@ def read_into(state: State, storage: Storage, made: Manifest) -> None:
         NotFoundError: A file is gone.
     """
     layout: Layout = made.facts["tensors"]
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    planner.set_up_planner(state, _metadata(layout), is_coordinator=False)
-    files: dict[str, list[Any]] = {}
-    for item in planner.finish_plan(planner.create_local_plan()).items:
-        offsets = list(item.storage_index.offset or ())
-        pieces = layout[item.storage_index.fqn]["pieces"]
-        files.setdefault(next(f for o, _, f in pieces if o == offsets), []).append(item)
-    for name, items in files.items():
-        tensors: Mapping[str, Tensor] = load_tensors(made.file(name).read(storage))
-        for item in items:
-            part = tensors[item.storage_index.fqn]
-            for dim, (start, length) in enumerate(
-                zip(item.storage_offsets, item.lengths, strict=True)
-            ):
-                part = part.narrow(dim, start, length)
-            target = planner.resolve_tensor(item).detach()
-            target.copy_(part)
-            planner.commit_tensor(item, target)
+    cut = {
+        name: value
+        for name, value in state.items()
+        if is_sharded(value) or len(layout[name]["pieces"]) > 1
+    }
+    reads = [
+        _Read(name, layout[name]["pieces"][0][2], (0,) * value.dim(), tuple(value.shape), value)
+        for name, value in state.items()
+        if name not in cut
+    ]
+    reads += _resharding(cut, layout) if cut else []
+    for file in sorted({read.file for read in reads}):
+        tensors = load_tensors(made.file(file).read(storage))
+        for read in reads:
+            if read.file == file:
+                part = tensors[read.name]
+                for dim, (start, length) in enumerate(zip(read.offsets, read.lengths, strict=True)):
+                    part = part.narrow(dim, start, length)
+                read.target.copy_(part)
 
 
-def _metadata(layout: Layout) -> Metadata:
-    """The layout in the planner's words."""
-    return Metadata(
-        {
-            name: TensorStorageMetadata(
-                TensorProperties(dtype=getattr(torch, told["dtype"])),
-                torch.Size(told["size"]),
-                [
-                    ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-                    for offsets, sizes, _ in told["pieces"]
-                ],
-            )
-            for name, told in layout.items()
-        }
+def _resharding(state: State, layout: Layout) -> list[_Read]:
+    """The reads that fill tensors which lie in other pieces than they are wanted in."""
+    from torch.distributed.checkpoint import DefaultLoadPlanner  # noqa: PLC0415  half a second
+    from torch.distributed.checkpoint.metadata import (  # noqa: PLC0415  half a second
+        ChunkStorageMetadata,
+        Metadata,
+        TensorProperties,
+        TensorStorageMetadata,
     )
+
+    told = {
+        name: TensorStorageMetadata(
+            TensorProperties(dtype=getattr(torch, layout[name]["dtype"])),
+            torch.Size(layout[name]["size"]),
+            [
+                ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+                for offsets, sizes, _ in layout[name]["pieces"]
+            ],
+        )
+        for name in state
+    }
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(state, Metadata(told), is_coordinator=False)
+    reads = []
+    for item in planner.finish_plan(planner.create_local_plan()).items:
+        name, stored = item.storage_index.fqn, list(item.storage_index.offset or ())
+        file = next(f for offsets, _, f in layout[name]["pieces"] if offsets == stored)
+        target = planner.resolve_tensor(item).detach()
+        place = tuple(item.storage_offsets), tuple(item.lengths)
+        reads.append(_Read(name, file, *place, target))
+    return reads
 
 
 class Staging:
