@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from millrace.errors import CorruptError
 from millrace.manifest import Manifest
 from millrace.storage import Storage
 
@@ -204,10 +205,18 @@ def read_into(state: State, storage: Storage, made: Manifest) -> None:
     """Fill tensors of any layout from a checkpoint; each file is read whole and proven.
 
     Raises:
-        CorruptError: A file is damaged; then the tensors are half filled.
+        CorruptError: A file is damaged, or of another network; the tensors may be half filled.
         NotFoundError: A file is gone.
     """
     layout: Layout = made.facts["tensors"]
+    for name, value in state.items():
+        found = layout[name]["size"] if name in layout else "none"
+        if found != list(value.shape):
+            raise CorruptError(
+                f"fill {name} of shape {list(value.shape)} from {made.path}",
+                f"there it has {found}",
+                "It was written for another network; the one before it is tried",
+            )
     cut = {
         name: value
         for name, value in state.items()
