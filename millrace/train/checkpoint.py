@@ -31,12 +31,12 @@ from millrace.train.parts import (
     Piece,
     Staging,
     blank_state,
-    is_sharded,
     merged,
     pieces_of,
     put_state,
     read_into,
     state_of,
+    whole,
 )
 from millrace.train.world import COLLECTIVE_TIMEOUT, World
 
@@ -65,11 +65,7 @@ class Place:
 
 def full_weights(network: nn.Module) -> dict[str, Tensor]:
     """The whole state dict; every rank must ask where the weights are sharded."""
-    state = {name: value.detach() for name, value in network.state_dict().items()}
-    return {
-        name: value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]  # a DTensor then
-        for name, value in state.items()
-    }
+    return {name: whole(value.detach()) for name, value in network.state_dict().items()}
 
 
 def weights_to_bytes(network: nn.Module) -> bytes:

@@ -120,6 +120,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of a sharded one: then every rank must ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]  # a DTensor
+
+
 def _shards(state: State) -> list[Piece]:
     """This rank's pieces of sharded tensors."""
     from torch.distributed.checkpoint import DefaultSavePlanner  # noqa: PLC0415  half a second

@@ -53,7 +53,9 @@ class Proof:
 
 def replay(trainer: Trainer, checkpoints: Checkpoints, witness: Witness, world: World) -> Proof:
     """Resume the witness's place and update as often as it saw; the trainer is of no use then."""
+    skips = trainer.guard.skips  # a roll-back's are not in the checkpoint that it went back to
     trainer.go_back(checkpoints, witness.step)
+    trainer.guard.skips = skips
     if trainer.step != witness.step:
         return Proof(trainer.step, 0, is_equal=False)
     trainer.guard.taken()
