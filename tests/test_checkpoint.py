@@ -1,5 +1,8 @@
+import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,14 @@ from millrace import manifest as manifests
 from millrace.errors import StorageError
 from millrace.spec import TrainSpec
 from millrace.storage import FsspecStorage
-from millrace.train.checkpoint import Checkpoints, Place, load_weights, weights_to_bytes
+from millrace.telemetry import parse
+from millrace.train.checkpoint import (
+    Checkpoints,
+    Place,
+    load_weights,
+    superfluous,
+    weights_to_bytes,
+)
 from millrace.train.optim import build_optimizer
 
 SPEC = TrainSpec(steps=10, batch=2)
@@ -148,3 +158,133 @@ def test_seconds_are_kept_and_change_no_digest(tmp_path: Path) -> None:
         digests.append(manifests.read(storage, path).digest)
 
     assert digests[0] == digests[1]
+
+
+class Gated(FsspecStorage):
+    """A store whose writes wait at a gate, or fail."""
+
+    gate = threading.Event()
+    is_failing = False
+
+    def write(self, path: str, data: bytes, **named: Any) -> None:
+        self.gate.wait()
+        if self.is_failing:
+            raise StorageError(f"write {path}", "503 Slow Down", "Try again")
+        super().write(path, data, **named)
+
+
+def test_the_training_goes_on_while_its_state_is_written(tmp_path: Path) -> None:
+    storage = Gated(str(tmp_path))
+    checkpoints, (network, optimizer) = Checkpoints(storage, "p", "key"), build_training(0)
+    step(network, optimizer)
+    copied = weights_to_bytes(network)
+
+    checkpoints.begin(Place(1), network, optimizer)
+    step(network, optimizer)
+    was_busy, seen = checkpoints.is_busy, checkpoints.steps()
+    storage.gate.set()
+    checkpoints.finish()
+
+    assert was_busy
+    assert not seen
+    other, fresh = build_training(1)
+    assert checkpoints.resume(other, fresh) == Place(1)
+    assert weights_to_bytes(other) == copied != weights_to_bytes(network)
+
+
+def test_a_write_that_fails_is_told_and_the_next_one_is_another_attempt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Gated(str(tmp_path))
+    storage.gate.set()
+    checkpoints, training = Checkpoints(storage, "p", "key"), build_training(0)
+
+    storage.is_failing = True
+    checkpoints.save(Place(1), *training)
+    storage.is_failing = False
+    checkpoints.save(Place(2), *training)
+
+    told = [event for line in capsys.readouterr().out.splitlines() if (event := parse(line))]
+    assert [event["event"] for event in told] == ["checkpoint_failed", "checkpoint"]
+    assert "503 Slow Down" in told[0]["error"]
+    assert checkpoints.steps() == [2]
+
+
+def test_an_error_that_is_not_the_stores_ends_the_training(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(FsspecStorage(str(tmp_path)), "p", "key")
+
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        checkpoints.save(Place(1, guard={"trend": object()}), *build_training(0))
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({10: 1.0, 20: 0.5, 30: 0.8, 40: 0.9}, [10]),  # 20 is the best
+        ({10: 1.0, 20: 1.0, 30: 0.8, 40: 0.9}, [10, 20]),
+        ({10: 1.0, 20: 1.0, 30: math.inf, 40: math.inf}, [10]),  # of equals the newest
+        ({10: 1.0, 20: 2.0}, []),
+        ({}, []),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(losses: dict[int, float], expected: list[int]) -> None:
+    assert superfluous(losses) == expected
+
+
+def test_the_best_outlives_newer_ones_also_of_a_later_attempt(tmp_path: Path) -> None:
+    storage, training = FsspecStorage(str(tmp_path)), build_training(0)
+
+    for number, loss in enumerate((3.0, 1.0, 2.0, 2.5, 2.6), 1):
+        curve = [{"step": number, "validation_loss": loss}]
+        Checkpoints(storage, "p", "key").save(Place(number, curve), *training)
+
+    assert Checkpoints(storage, "p", "key").steps() == [2, 4, 5]
+
+
+def test_clearing_also_takes_what_killed_attempts_left(tmp_path: Path) -> None:
+    storage = FsspecStorage(str(tmp_path))
+    checkpoints = Checkpoints(storage, "p", "key")
+    storage.write("p/checkpoint/key/step-00000009/part-00000.safetensors", b"half")
+    storage.write("p/checkpoint/key/strategy.json", b"{}")
+    save_steps(checkpoints, 1)
+
+    checkpoints.clear()
+
+    assert list(storage.list("p")) == ["p/checkpoint/key/strategy.json"]
+
+
+def test_only_checkpoints_before_a_step_are_gone_back_to(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(FsspecStorage(str(tmp_path)), "p", "key")
+    weights = save_steps(checkpoints, 3)
+    network, optimizer = build_training(1)
+
+    place = checkpoints.resume(network, optimizer, before=3)
+    checkpoints.forget(after=2)
+
+    assert place.step == 2
+    assert weights_to_bytes(network) == weights[2]
+    assert checkpoints.steps() == [2]
+
+
+def test_tied_weights_are_written_under_each_of_their_names() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[1].weight = network[0].weight
+    other = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    other[1].weight = other[0].weight
+
+    load_weights(other, weights_to_bytes(network))
+
+    assert torch.equal(other[1].weight, network[0].weight)
+
+
+def test_a_checkpoint_of_another_network_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(FsspecStorage(str(tmp_path)), "p", "key")
+    save_steps(checkpoints, 1)
+    network = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))
+
+    place = checkpoints.resume(network, build_optimizer(network, SPEC))
+
+    assert place == Place()
+    assert "another network" in capsys.readouterr().out

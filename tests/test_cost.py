@@ -87,3 +87,15 @@ def test_a_wrong_price_file_is_named_with_what_is_wrong(
 def test_a_missing_price_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="No such file"):
         Prices.read(tmp_path / "prices.yaml")
+
+
+def test_a_machine_fails_as_often_as_the_file_says_or_as_its_kind_does(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("machines: {mine: {mtbf_hours: 7}, a-spot: {}, other: {}}")
+
+    prices = Prices.read(path)
+
+    assert prices.mtbf_hours("mine") == 7
+    assert prices.mtbf_hours("a-spot") < prices.mtbf_hours("other")
+    with pytest.raises(SpecError, match="MILLRACE_MACHINE"):
+        prices.mtbf_hours("mainframe")
