@@ -267,14 +267,15 @@ def test_only_checkpoints_before_a_step_are_gone_back_to(tmp_path: Path) -> None
 
 
 def test_tied_weights_are_written_under_each_of_their_names() -> None:
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    network[1].weight = network[0].weight
-    other = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    other[1].weight = other[0].weight
+    tied = []
+    for _ in range(2):
+        first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        second.weight = first.weight
+        tied.append(nn.Sequential(first, second))
 
-    load_weights(other, weights_to_bytes(network))
+    load_weights(tied[1], weights_to_bytes(tied[0]))
 
-    assert torch.equal(other[1].weight, network[0].weight)
+    assert all(map(torch.equal, tied[0].parameters(), tied[1].parameters()))
 
 
 def test_a_checkpoint_of_another_network_is_skipped(

@@ -81,8 +81,8 @@ def test_a_checkpoint_is_taken_up_on_other_ranks_and_by_another_strategy(
     saved: str, ranks: int, resumed: str, ranks_then: int, points: Line, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
-    job = job_of(line, STACK, ranks=ranks).model_copy(update={"key": f"{saved}/1"})
-    then = job_of(line, STACK, ranks=ranks_then).model_copy(update={"key": f"{resumed}/1"})
+    job = job_of(line, STACK).model_copy(update={"key": f"{saved}/1"})
+    then = job.model_copy(update={"key": f"{resumed}/1"})
 
     at_4, at_8, curve = on_ranks(ranks, "save", job, tmp_path)
     then_at_4, then_at_8, then_curve = on_ranks(ranks_then, "resume", then, tmp_path)
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_taken_up_on_other_ranks_and_by_another_strategy(
 
 def test_shards_are_safetensors_that_anyone_can_read(points: Line, tmp_path: Path) -> None:
     line = points.copy(tmp_path / "line")
-    job = job_of(line, STACK, ranks=2).model_copy(update={"key": "fsdp/1"})
+    job = job_of(line, STACK).model_copy(update={"key": "fsdp/1"})
 
     on_ranks(2, "save", job, tmp_path)
 

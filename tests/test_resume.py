@@ -124,9 +124,7 @@ def touchy(points: Line, folder: Path, *, key: str, every: int) -> tuple[Line, J
     line = points.copy(folder)
     shards = manifests.current(line.storage, NAME, "shards")
     with closing(TrainingData.load(line.storage, shards, {})) as data:
-        stored = torch.cat(
-            [torch.as_tensor(c["inputs"]) for c in data.train[0][0].batches(100)]  # type: ignore[attr-defined]  # the samples of a split
-        )
+        stored = torch.cat([torch.as_tensor(c["inputs"]) for c in data.train[0][0].batches(100)])
     text = NETWORKS.replace("LARGEST", repr(float(stored[:, 0].max())))
     (line.root / "source" / "touchy.py").write_text(text)
     section = line.spec.train.model_dump() | {"ranks": 1, "steps": 60, "checkpoint_every": every}

@@ -57,8 +57,9 @@ def die(step: int, at: int) -> None:
 def run_dcp(folder: Path, die_at: int) -> dict[str, Any]:
     """The plain loop with torch.distributed.checkpoint."""
     import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import async_save
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/join-{os.getpid()}")
@@ -71,11 +72,12 @@ def run_dcp(folder: Path, die_at: int) -> dict[str, Any]:
         random = torch.get_rng_state()
         return {"model": model, "optimizer": moments, "random": random, "step": torch.tensor(step)}
 
-    step, resumed_at, stalled, pending = 0, 0, 0.0, None
+    step, resumed_at, stalled = 0, 0, 0.0
+    pending: Any = None
     kept = [path for path in folder.glob("step-*") if (path / ".metadata").exists()]
     if kept:
         found = state()
-        dcp.load(found, checkpoint_id=str(max(kept)))
+        load(found, checkpoint_id=str(max(kept)))
         set_state_dict(
             network,
             optimizer,
@@ -92,7 +94,7 @@ def run_dcp(folder: Path, die_at: int) -> dict[str, Any]:
         epoch, position = divmod(step * BATCH, SAMPLES)
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(SEED + epoch))
         chosen = order[position : position + BATCH]
-        nn.functional.cross_entropy(network(inputs[chosen]), labels[chosen]).backward()
+        nn.functional.cross_entropy(network(inputs[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         optimizer.step()
         optimizer.zero_grad()
         step += 1
@@ -101,7 +103,7 @@ def run_dcp(folder: Path, die_at: int) -> dict[str, Any]:
             if pending is not None:
                 pending.result()
             where = f"{folder}/step-{step:06d}"
-            pending = dcp.async_save(state(), checkpoint_id=where, process_group=group)
+            pending = async_save(state(), checkpoint_id=where, process_group=group)
             stalled += time.perf_counter() - began
     seconds = time.perf_counter() - start
     if pending is not None:

@@ -50,7 +50,7 @@ class Piece:
 def state_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """All tensors of a training by name; those of the optimizer under their parameter's name."""
     state = {f"network.{name}": value.detach() for name, value in network.state_dict().items()}
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {value: name for name, value in network.named_parameters()}
     for parameter, entries in optimizer.state.items():
         for entry, value in entries.items():
             assert isinstance(value, Tensor), f"the optimizer's {entry} is no tensor"
@@ -122,12 +122,14 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of a sharded one: then every rank must ask."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]  # a DTensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor
 
 
 def _shards(state: State) -> list[Piece]:
     """This rank's pieces of sharded tensors."""
-    from torch.distributed.checkpoint import DefaultSavePlanner  # noqa: PLC0415  half a second
+    from torch.distributed.checkpoint.default_planner import (  # noqa: PLC0415  half a second
+        DefaultSavePlanner,
+    )
 
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(state, is_coordinator=True)
@@ -245,7 +247,9 @@ def read_into(state: State, storage: Storage, made: Manifest) -> None:
 
 def _resharding(state: State, layout: Layout) -> list[_Read]:
     """The reads that fill tensors which lie in other pieces than they are wanted in."""
-    from torch.distributed.checkpoint import DefaultLoadPlanner  # noqa: PLC0415  half a second
+    from torch.distributed.checkpoint.default_planner import (  # noqa: PLC0415  half a second
+        DefaultLoadPlanner,
+    )
     from torch.distributed.checkpoint.metadata import (  # noqa: PLC0415  half a second
         ChunkStorageMetadata,
         Metadata,
@@ -265,7 +269,7 @@ def _resharding(state: State, layout: Layout) -> list[_Read]:
         for name in state
     }
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    planner.set_up_planner(state, Metadata(told), is_coordinator=False)
+    planner.set_up_planner(state, Metadata(dict(told)), is_coordinator=False)
     reads = []
     for item in planner.finish_plan(planner.create_local_plan()).items:
         name, stored = item.storage_index.fqn, list(item.storage_index.offset or ())
@@ -301,7 +305,7 @@ class Staging:
                 )
             buffer.copy_(piece.tensor, non_blocking=is_cuda)
         if any(piece.tensor.is_cuda for piece in pieces):
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it so
             self._copied.record()
 
     def wait(self) -> State:
