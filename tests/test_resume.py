@@ -51,7 +51,7 @@ def test_a_training_killed_at_random_ends_with_the_bits_of_an_unbroken_one(
     points: Line, tree: Tree, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
-    sections = {"steps": 12_000, "validate_every": 4_000, "checkpoint_every": 100}
+    sections = {"steps": 4000, "validate_every": 2000, "checkpoint_every": 40}
     unbroken = line.run("train", job_of(line, "unbroken", **sections))
     job = job_of(line, "killed", **sections)
 
@@ -87,8 +87,8 @@ def test_a_notice_to_the_launcher_is_passed_on_and_the_training_goes_on_later(
     points: Line, tree: Tree, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
-    unbroken = line.run("train", job_of(line, "unbroken", steps=3000, checkpoint_every="auto"))
-    job = job_of(line, "stopped", steps=3000, checkpoint_every="auto")
+    unbroken = line.run("train", job_of(line, "unbroken", steps=2000, checkpoint_every="auto"))
+    job = job_of(line, "stopped", steps=2000, checkpoint_every="auto")
     following = events(tree.follow("train", job))
     next(event for event in following if event["event"] == "validation")
 
@@ -105,8 +105,8 @@ def test_a_spent_budget_stops_at_a_checkpoint_and_a_raised_one_goes_on(
     points: Line, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
-    unbroken = line.run("train", job_of(line, "unbroken", ranks=1, steps=2000))
-    cents = {"ranks": 1, "steps": 2000, "max_usd": 0.01}
+    unbroken = line.run("train", job_of(line, "unbroken"))
+    cents = {"max_usd": 0.01}
 
     with pytest.raises(BudgetError, match="Raise the limit") as caught:  # at a dollar a second
         list(follow("train", job_of(line, "spent", **cents)))
