@@ -94,7 +94,7 @@ def settle_buckets(replica: DistributedDataParallel) -> None:
     network = replica.module
     replica.module = _Touch(network)
     replica().backward()
-    replica.module, replica.broadcast_buffers = network, syncs
+    replica.module = network
     network.zero_grad(set_to_none=True)
 
 
