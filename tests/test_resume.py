@@ -47,7 +47,7 @@ def test_a_training_killed_at_random_ends_with_the_bits_of_an_unbroken_one(
     points: Line, tree: Tree, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
-    sections = {"steps": 4000, "validate_every": 2000, "checkpoint_every": 40}
+    sections = {"steps": 2000, "validate_every": 1000, "checkpoint_every": 20}
     unbroken = line.run("train", job_of(line, "unbroken", **sections))
     job = job_of(line, "killed", **sections)
 
