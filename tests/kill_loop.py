@@ -21,6 +21,8 @@ from millrace.storage import FsspecStorage
 from tests.pipelines_for_tests import Tree, events
 
 VICTIMS = ("millrace rank", "millrace train", "follower.json", "SIGTERM")
+LATEST_SECONDS = 1.0
+"""After an attempt's first checkpoint."""
 STARTING_SHARE = 0.2
 """Of the kills: before the first step, while processes start."""
 
@@ -54,7 +56,7 @@ def kill_again_and_again(job: Job, tree: Tree, num_kills: int, seed: int) -> Tal
     for number in range(num_kills):
         is_early = draw.random() < STARTING_SHARE
         victim = VICTIMS[number % len(VICTIMS)]
-        delay = draw.uniform(0, 6) if is_early else draw.uniform(0, 1.5)
+        delay = draw.uniform(0, 6) if is_early else draw.uniform(0, LATEST_SECONDS)
         attempt = _Attempt(tally, is_early=is_early)
         following = tree.follow("train", job)
         reader = threading.Thread(target=attempt.read, args=(events(following),))

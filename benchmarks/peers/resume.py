@@ -148,19 +148,13 @@ def run_huggingface(folder: Path, die_at: int) -> dict[str, Any]:
         def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
             return {"loss": nn.functional.cross_entropy(self.inner(x), y)}
 
-    class Killer(TrainerCallback):  # type: ignore[misc]  # mypy does not see transformers
-        def on_step_begin(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
-            die(state.global_step, die_at)
+    def kill(_arguments: Any, state: Any, _control: Any, **_: Any) -> None:
+        die(state.global_step, die_at)
 
-    class Timed(Trainer):  # type: ignore[misc]  # mypy does not see transformers
-        stalled = 0.0
-
-        def _save_checkpoint(self, *arguments: Any, **named: Any) -> None:
-            began = time.perf_counter()
-            super()._save_checkpoint(*arguments, **named)
-            self.stalled += time.perf_counter() - began
-
-    model, newest = Model(), get_last_checkpoint(str(folder))
+    killer: Any = TrainerCallback()
+    killer.on_step_begin = kill
+    find: Any = get_last_checkpoint
+    model, newest = Model(), find(str(folder))
     arguments = TrainingArguments(
         str(folder),
         per_device_train_batch_size=BATCH,
@@ -175,13 +169,21 @@ def run_huggingface(folder: Path, die_at: int) -> dict[str, Any]:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = Timed(model, arguments, train_dataset=rows, callbacks=[Killer()])
+    trainer: Any = Trainer(model, arguments, train_dataset=rows, callbacks=[killer])
+    save, stalled = trainer._save_checkpoint, [0.0]
+
+    def save_timed(*arguments: Any, **named: Any) -> None:
+        began = time.perf_counter()
+        save(*arguments, **named)
+        stalled[0] += time.perf_counter() - began
+
+    trainer._save_checkpoint = save_timed
     at = int(newest.rpartition("-")[2]) if newest else 0
     say(at)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=newest)
     seconds = time.perf_counter() - start
-    return told(model.inner, at, seconds, trainer.stalled, transformers.__version__)
+    return told(model.inner, at, seconds, stalled[0], transformers.__version__)
 
 
 def run_lightning(folder: Path, die_at: int) -> dict[str, Any]:

@@ -271,7 +271,8 @@ def millrace(case: Case, *, is_chosen: bool = False) -> None:
     shards = manifests.read(storage, job.inputs["shards"])
     world = World.join() if WORLD_SIZE > 1 else World.alone()
     data = TrainingData.load(storage, shards, job.spec.train.mix)
-    choice = settle(job, data, world, storage, job.spec.train.steps)
+    # A training of one step is not worth measuring: the figures alone, the strategy is given.
+    choice = settle(job, data, world, storage, job.spec.train.steps if is_chosen else 1)
     precision: Literal["float32", "bfloat16"] = "bfloat16" if case.is_bfloat16 else "float32"
     strategy = choice.strategy
     if not is_chosen:
