@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,6 +172,7 @@ class Blocks(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 def huggingface(case: Case) -> None:
     """Hugging Face's Trainer."""
+    import_module("benchmarks.peers.cpu_torchvision")  # before the library imports torchvision
     import transformers
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -210,6 +212,7 @@ def huggingface(case: Case) -> None:
 
 def lightning(case: Case) -> None:
     """Lightning's Trainer."""
+    import_module("benchmarks.peers.cpu_torchvision")  # before the library imports torchvision
     import lightning as package
 
     class Module(package.LightningModule):  # type: ignore[misc]  # untyped where not installed
