@@ -180,12 +180,13 @@ def build_images(root: Path, images: str) -> Line:
 
 
 def build_graphs(root: Path) -> Line:
-    """Random 3-regular graphs of 10 vertices, of which there are 19 or 21."""
+    """Random 3-regular graphs of 12 vertices: enough of them for a gate to decide by."""
     (root / "source").mkdir()
     return _packed(
         root,
-        source={"url": "synthetic://regular_graphs?vertices=10&records=15"},
-        task={"kind": "maxcut", "vertices": 10},
+        source={"url": "synthetic://regular_graphs?vertices=12&records=80"},
+        task={"kind": "maxcut", "vertices": 12},
+        split={"validation": 0.1, "test": 0.5},
         network={"name": "qaoa", "depth": 1},
         train={"steps": 60, "batch": 8, "ranks": 1, "learning_rate": 0.05},
         search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},

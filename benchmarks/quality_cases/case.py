@@ -15,6 +15,7 @@ from millrace.data.ingest import ingest
 from millrace.data.pack import pack
 from millrace.frozen import digest
 from millrace.job import Job
+from millrace.manifest import Manifest
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 from millrace.train.loop import Trainer, TrainingData
@@ -52,6 +53,12 @@ class Case:
 
 def packed(spec: Mapping[str, Any], folder: Path) -> tuple[Job, TrainingData]:
     """The pipeline's source files, below `folder`, packed by the product's own steps."""
+    job, shards = packed_shards(spec, folder)
+    return job, TrainingData.load(FsspecStorage(job.store), shards, job.spec.train.mix)
+
+
+def packed_shards(spec: Mapping[str, Any], folder: Path) -> tuple[Job, Manifest]:
+    """The same, as the manifest of all splits."""
     checked = PipelineSpec.model_validate(spec)
     storage = FsspecStorage(str(folder / "store"))
     job = Job(
@@ -63,8 +70,7 @@ def packed(spec: Mapping[str, Any], folder: Path) -> tuple[Job, TrainingData]:
     )
     source = manifests.publish(storage, ingest(job))
     update = {"inputs": {"source_files": source.path}, "key": digest("shards", source.digest)}
-    shards = manifests.publish(storage, pack(job.model_copy(update=update)))
-    return job, TrainingData.load(storage, shards, checked.train.mix)
+    return job, manifests.publish(storage, pack(job.model_copy(update=update)))
 
 
 def train(job: Job, data: TrainingData, seed: int) -> tuple[nn.Module, float]:

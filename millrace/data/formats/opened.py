@@ -60,7 +60,8 @@ class Opened:
         for magic, codec in _COMPRESSIONS.items():
             if head.startswith(magic):
                 # Arrow's reader is the one that reports a torn gz or zstd stream as an error.
-                plain: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(self.raw), codec)
+                file = pa.PythonFile(self.raw, mode="r")
+                plain: IO[bytes] = pa.CompressedInputStream(file, codec)
                 return plain
         return self.raw
 
