@@ -148,9 +148,9 @@ class Encoder(nn.Module):
         end_BU = torch.zeros_like(sum_BU)
         position_T = torch.arange(text_BT.shape[1], device=text_BT.device)
         end_BU.scatter_add_(1, word_BT, position_T * is_end_BT)
-        hash_BU = sum_BU * inverse_T[end_BU]
-        is_word_BU = torch.arange(most + 1, device=text_BT.device) < number_BT[:, -1:]
-        return (hash_BU * is_word_BU)[:, :most]
+        hash_BU = sum_BU[:, :most] * inverse_T[end_BU[:, :most]]  # the last are what lies beyond
+        is_word_BU = torch.arange(most, device=text_BT.device) < number_BT[:, -1:]
+        return hash_BU * is_word_BU
 
 
 def _kinds() -> Tensor:
