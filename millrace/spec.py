@@ -32,6 +32,7 @@ from millrace.networks import (
     CustomNetwork,
     GptNetwork,
     HuggingFaceNetwork,
+    LstmNetwork,
     MlpNetwork,
     Network,
     NgramCopyNetwork,
@@ -59,6 +60,7 @@ __all__ = [
     "GptNetwork",
     "HuggingFaceNetwork",
     "LanguageModelTask",
+    "LstmNetwork",
     "MaxcutTask",
     "MlpNetwork",
     "Network",
@@ -308,8 +310,8 @@ class PipelineSpec(Frozen):
             and self.task.reads_ids
         ):
             raise ValueError(
-                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt "
-                "or one of your own"
+                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt, "
+                "lstm or one of your own"
             )
         known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:

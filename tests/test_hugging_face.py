@@ -45,9 +45,9 @@ def _save_classifier(folder: Path) -> None:
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **SPECIAL
-    ).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(
+        folder
+    )
     config = transformers.BertConfig(
         vocab_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=8,

@@ -17,6 +17,7 @@ from millrace.models.conv import ConvNet
 from millrace.models.facts import DataFacts
 from millrace.models.gpt import Gpt
 from millrace.models.hugging_face import build_hugging_face
+from millrace.models.lstm import Lstm
 from millrace.models.mlp import Mlp
 from millrace.models.ngram_copy import NgramCopy
 from millrace.models.qaoa import Qaoa
@@ -27,6 +28,7 @@ from millrace.spec import CustomNetwork, HuggingFaceNetwork, Network
 _BUILT_IN: dict[str, type[nn.Module]] = {
     "ngram_copy": NgramCopy,
     "gpt": Gpt,
+    "lstm": Lstm,
     "conv": ConvNet,
     "vit": VisionTransformer,
     "mlp": Mlp,
