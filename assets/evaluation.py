@@ -42,6 +42,8 @@ def _tell(made: Manifest, spec: PipelineSpec) -> Told:
         "test_records": facts["num_records"],
         "verdict": str(verdict),
     }
+    if "macro_f1" in facts:
+        metadata["macro_f1"] = facts["macro_f1"]
     for name, found in baselines.items():
         metadata[f"baseline_{name.replace('-', '_')}"] = found["value"]
     check = dg.AssetCheckResult(

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality --data FOLDER --case tinyshakespeare [--seeds 3]
 
-FOLDER holds a folder for each case, of its name. Each case goes through the product: its source
-files are listed, packed and streamed, and Trainer trains on one core.
+FOLDER holds a folder for each case, of its name (for `maxcut`: `qaoa`). Each case goes through the
+product: its source files are listed, packed and streamed, and Trainer trains on one core.
 """
 
 import argparse
@@ -12,13 +12,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.quality_cases import tinyshakespeare
+from benchmarks.quality_cases import (
+    fashion_mnist,
+    maxcut,
+    movie_reviews,
+    tinyshakespeare,
+    uci_splice,
+)
 from benchmarks.quality_cases.case import Case
 from benchmarks.result import Bar, Bars, Series, Table, write
 from millrace.launch import environment_of_child
 
 CASES: dict[str, Case] = {
+    "fashion-mnist": fashion_mnist.CASE,
+    "maxcut": maxcut.CASE,
+    "movie-reviews": movie_reviews.CASE,
     "tinyshakespeare": tinyshakespeare.CASE,
+    "uci-splice": uci_splice.CASE,
 }
 
 

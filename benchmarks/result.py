@@ -145,7 +145,7 @@ def write(
         [
             f"# {theme}",
             "",
-            f"- Command: `python -m benchmarks.{theme} {' '.join(sys.argv[1:])}`".rstrip(),
+            f"- Command: `{' '.join(['python -m', f'benchmarks.{theme}', *sys.argv[1:]])}`",
             f"- Hardware: {cores} cores, {platform.machine()}, GPU: {_gpu()}; "
             f"load before the run {LOAD_BEFORE:.1f} (5 minutes)",
             f"- Versions: Python {platform.python_version()}, {versions}",

@@ -6,6 +6,7 @@ the same records     --> baselines         --> paired gain over each, with its i
 
 import io
 import json
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from millrace import manifest as manifests
 from millrace.baselines.comparison import compare
+from millrace.confusion import class_facts
 from millrace.data.columns import Columns, run_starts
 from millrace.data.images import decoded, decoded_bytes
 from millrace.data.samples import Samples
@@ -68,6 +70,8 @@ def evaluate(job: Job) -> Manifest:
         "num_samples": len(test),
         "num_records": len(records["weight"]),
     }
+    if "answer" in samples:
+        facts |= class_facts(samples["label"], samples["answer"], test.classes)
     return _describe(job, storage, {"shards": shards, "checkpoint": checkpoint}, facts, records)
 
 
@@ -83,11 +87,12 @@ def _refuse_other_code(job: Job, checkpoint: Manifest) -> None:
 
 
 def _score(network: nn.Module, objective: Objective, test: Samples, world: World) -> Columns:
-    """Per sample: loss and metric sums, weight, and the record it belongs to."""
+    """Per sample: loss and metric sums, weight, its record, and where there are classes two more.
+
+    These are `label` and `answer`.
+    """
     network.eval()
-    found: dict[str, list[npt.NDArray[Any]]] = {
-        "loss": [], "metric": [], "weight": [], "record": [],
-    }  # fmt: skip
+    found: defaultdict[str, list[npt.NDArray[Any]]] = defaultdict(list)
     with torch.inference_mode():
         sample_bytes = max(test.sample_bytes, decoded_bytes(test.fields))
         batches = test.batches(max(1, BATCH_BYTES // sample_bytes))
@@ -97,6 +102,9 @@ def _score(network: nn.Module, objective: Objective, test: Samples, world: World
             found["loss"].append(scores.loss_B.double().cpu().numpy())
             found["metric"].append(scores.metric_B.double().cpu().numpy())
             found["weight"].append(scores.weight_B.double().cpu().numpy())
+            if scores.answer_B is not None:
+                found["label"].append(columns["label"])
+                found["answer"].append(scores.answer_B.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -144,8 +144,8 @@ def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...
 
 # What pydantic puts into a place to say which kind of a section it tried; no key of the YAML.
 _TAGS = frozenset(
-    {"ngram_copy", "gpt", "conv", "vit", "mlp", "qaoa", "hf", "custom"}
-    | {"language_model", "classification", "maxcut"}
+    {"ngram_copy", "gpt", "conv", "vit", "mlp", "encoder", "motif_conv", "qaoa", "hf", "custom"}
+    | {"language_model", "classification", "text_classification", "maxcut"}
     | {"no tokenizer", "bpe tokenizer"}
     | {"range", "choices", "one url", "named urls", "[key]"}
 )

@@ -22,6 +22,8 @@ TASK_OF_NETWORK = {
     "conv": "classification",
     "vit": "classification",
     "mlp": "classification",
+    "encoder": "text_classification",
+    "motif_conv": "text_classification",
     "qaoa": "maxcut",
 }
 """The only task that each network of ours is for."""
@@ -115,6 +117,60 @@ class VitNetwork(Frozen):
         return self
 
 
+class EncoderNetwork(Frozen):
+    """Classifier of texts: hashed n-grams as in fastText, and a transformer over them."""
+
+    name: Literal["encoder"]
+    """Says which network it is."""
+    unit: Literal["word", "byte"] = "word"
+    """What is looked up: a word (letters, digits and _ in a row, in lower case; every other visible
+    byte is one by itself), or a byte."""
+    ngrams: PositiveInt = 2
+    """Up to so many units in a row are looked up together."""
+    table_bits: Annotated[int, Field(ge=8, le=24), NUMBER] = 16
+    """Each n-gram order hashes into 2**table_bits rows."""
+    patch: PositiveInt = 8
+    """Units that make one position of the transformer, the mean of their n-grams."""
+    width: PositiveInt = 64
+    """Channels."""
+    depth: NonNegativeInt = 1
+    """Blocks of attention and MLP. 0: the mean of all n-grams decides, as in fastText."""
+    heads: NonNegativeInt = 0
+    """Of the attention; must divide the width. 0 gives each 32 channels."""
+    pool: Literal["mean", "first"] = "mean"
+    """What is classified: the mean over all positions, or a first position of its own ([CLS])."""
+    dropout: Fraction = 0.2
+    """Share of the units, and of the channels, dropped while training."""
+
+    @model_validator(mode="after")
+    def _be_able_to_pool(self) -> "EncoderNetwork":
+        if self.heads and self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        if self.pool == "first" and not self.depth:
+            raise ValueError("pool first: without blocks (depth 0) the first position sees nothing")
+        return self
+
+
+class MotifConvNetwork(Frozen):
+    """Classifier of sequences of letters, such as DNA: convolutions that look for motifs."""
+
+    name: Literal["motif_conv"]
+    """Says which network it is."""
+    letters: Annotated[str, Field(min_length=2)] = "ACGT"
+    """The alphabet, upper and lower case alike; other bytes, such as N, count as none."""
+    width: PositiveInt = 64
+    """Motifs that are looked for."""
+    kernel: PositiveInt = 15
+    """Letters of a motif."""
+    depth: PositiveInt = 1
+    """Convolutions; those after the first look at motifs near each other."""
+    parts: PositiveInt = 1
+    """The sequence is divided evenly into so many parts, in each of which the best match counts. 1:
+    it does not matter where; `task.block_bytes`: it does to the letter."""
+    dropout: Fraction = 0.1
+    """Share of the matches dropped before the last layer while training."""
+
+
 class QaoaNetwork(Frozen):
     """Quantum approximate optimization algorithm, simulated: angles that cut graphs."""
 
@@ -187,6 +243,8 @@ _Known = Annotated[
     | Annotated[ConvNetwork, Tag("conv")]
     | Annotated[VitNetwork, Tag("vit")]
     | Annotated[MlpNetwork, Tag("mlp")]
+    | Annotated[EncoderNetwork, Tag("encoder")]
+    | Annotated[MotifConvNetwork, Tag("motif_conv")]
     | Annotated[QaoaNetwork, Tag("qaoa")]
     | Annotated[HuggingFaceNetwork, Tag("hf")]
     | Annotated[CustomNetwork, Tag("custom")],
@@ -194,8 +252,8 @@ _Known = Annotated[
         _network_tag,
         custom_error_type="unknown_network",
         custom_error_message=(
-            "`name` must be ngram_copy, gpt, lstm, conv, vit, mlp, qaoa, hf:NAME, or "
-            "file.py:Class for your own network"
+            "`name` must be ngram_copy, gpt, lstm, conv, vit, mlp, encoder, motif_conv, qaoa, "
+            "hf:NAME, or file.py:Class for your own network"
         ),
     ),
 ]

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from millrace.answers import classification, language_model, maxcut
+from millrace.answers import classification, language_model, maxcut, text_classification
 from millrace.released import Released
 from millrace.storage import default_store
 
@@ -12,6 +12,7 @@ _ANSWERS: dict[str, Callable[[Released, argparse.Namespace], int]] = {
     "classification": classification.answer,
     "language_model": language_model.answer,
     "maxcut": maxcut.answer,
+    "text_classification": text_classification.answer,
 }
 
 

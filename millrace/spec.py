@@ -30,10 +30,12 @@ from millrace.networks import (
     TASK_OF_NETWORK,
     ConvNetwork,
     CustomNetwork,
+    EncoderNetwork,
     GptNetwork,
     HuggingFaceNetwork,
     LstmNetwork,
     MlpNetwork,
+    MotifConvNetwork,
     Network,
     NgramCopyNetwork,
     QaoaNetwork,
@@ -47,6 +49,7 @@ from millrace.tasks import (
     LanguageModelTask,
     MaxcutTask,
     Task,
+    TextClassificationTask,
     has_tokenizer,
 )
 
@@ -57,17 +60,20 @@ __all__ = [
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
+    "EncoderNetwork",
     "GptNetwork",
     "HuggingFaceNetwork",
     "LanguageModelTask",
     "LstmNetwork",
     "MaxcutTask",
     "MlpNetwork",
+    "MotifConvNetwork",
     "Network",
     "NgramCopyNetwork",
     "QaoaNetwork",
     "SourceSpec",
     "Task",
+    "TextClassificationTask",
     "VitNetwork",
     "has_tokenizer",
 ]
@@ -269,6 +275,7 @@ class GateSpec(Frozen):
     beats: tuple[str, ...] = ()
     """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
     `xz-9-solid`, `6-gram`; of token ids `unigram`; of classes `majority`, `logistic-regression`;
+    of texts' classes these and `naive-bayes`;
     of graphs `random`, `local-search`; empty means the task's own."""
     bar: Annotated[float | Literal["none"], NUMBER] = "none"
     """Value of the metric that its whole interval must reach."""

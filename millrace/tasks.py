@@ -10,6 +10,7 @@ BASELINES = {
     "language_model": ("zstd-19", "xz-9", "zstd-19-solid", "xz-9-solid", "6-gram"),
     "language_model of token ids": ("unigram",),
     "classification": ("majority", "logistic-regression"),
+    "text_classification": ("majority", "naive-bayes", "logistic-regression"),
     "maxcut": ("random", "local-search"),
 }
 MOST_VERTICES = 20
@@ -135,6 +136,30 @@ def has_tokenizer(task: Frozen) -> bool:
     return isinstance(task, LanguageModelTask) and task.tokenizer != "bytes"
 
 
+class TextClassificationTask(Frozen):
+    """Predict a record's label from its text, be it prose, source code or DNA."""
+
+    kind: Literal["text_classification"]
+    """Says which task it is."""
+    text: str = "text"
+    """The record's field that holds the text (`sequence` for FASTA); white space at its ends is no
+    part of it, and an empty text is no record."""
+    label: str = "label"
+    """The record's field that holds the class. Whole text files and FASTA also have `label`, their
+    folder's name, and `top_folder`, the first folder of their path below the url's fixed part, or
+    the source's name where it has one."""
+    block_bytes: PositiveInt = 1024
+    """Bytes per sample; shorter texts are filled up with zeros."""
+    longer: Literal["cut", "divide"] = "cut"
+    """What becomes of a longer text: `cut` keeps its beginning; `divide` makes samples of all of
+    it, each with the text's label, all in one split; an end of less than a quarter is dropped."""
+
+    @property
+    def baselines(self) -> str:
+        """Key of BASELINES."""
+        return "text_classification"
+
+
 class MaxcutTask(Frozen):
     """Cut as many edges of a graph as can be by dividing its vertices in two."""
 
@@ -161,4 +186,7 @@ class MaxcutTask(Frozen):
         return "maxcut"
 
 
-Task = Annotated[LanguageModelTask | ClassificationTask | MaxcutTask, Field(discriminator="kind")]
+Task = Annotated[
+    LanguageModelTask | ClassificationTask | TextClassificationTask | MaxcutTask,
+    Field(discriminator="kind"),
+]

@@ -180,12 +180,13 @@ def build_images(root: Path, images: str) -> Line:
 
 
 def build_graphs(root: Path) -> Line:
-    """Random 3-regular graphs of 10 vertices, of which there are 19 or 21."""
+    """Random 3-regular graphs of 12 vertices: enough of them for a gate to decide by."""
     (root / "source").mkdir()
     return _packed(
         root,
-        source={"url": "synthetic://regular_graphs?vertices=10&records=15"},
-        task={"kind": "maxcut", "vertices": 10},
+        source={"url": "synthetic://regular_graphs?vertices=12&records=80"},
+        task={"kind": "maxcut", "vertices": 12},
+        split={"validation": 0.1, "test": 0.5},
         network={"name": "qaoa", "depth": 1},
         train={"steps": 60, "batch": 8, "ranks": 1, "learning_rate": 0.05},
         search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
@@ -229,6 +230,33 @@ def build_language(root: Path) -> Line:
         train={"steps": 150, "batch": 16, "ranks": 1, "learning_rate": 0.03},
         search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
     )
+
+
+def build_texts(root: Path) -> Line:
+    """Files of a few words that their folder is known by among others; a folder for each class."""
+    draw = random.Random(0)  # noqa: S311  a fixed seed, not a secret
+    common = ("the", "and", "of", "a", "in", "is", "was")
+    words = {
+        "mill": ("flour", "wheel", "grain"),
+        "port": ("anchor", "quay", "mast"),
+        "wood": ("cedar", "moss", "fern"),
+    }
+    for label, own in words.items():
+        (root / "source" / "places" / label).mkdir(parents=True)
+        for number in range(60):
+            text = " ".join(draw.choices(common * 2 + own, k=draw.randint(30, 60)))
+            (root / "source" / "places" / label / f"{number}.txt").write_text(text)
+    return _packed(
+        root,
+        source={"url": "places/**/*.txt", "records": "file"},
+        task={
+            "kind": "text_classification", "label": "top_folder", "block_bytes": 64,
+            "longer": "divide",
+        },
+        network={"name": "encoder", "width": 16, "table_bits": 10},
+        train={"steps": 60, "batch": 16, "learning_rate": 0.01},
+        search={"space": {"train.learning_rate": {"low": 0.001, "high": 0.1}}},
+    )  # fmt: skip
 
 
 def _packed(root: Path, **sections: Any) -> Line:

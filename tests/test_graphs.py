@@ -3,7 +3,8 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from millrace.data.graphs import (
+from millrace.data.made.regular_graphs import records
+from millrace.graphs import (
     largest_cuts,
     local_cuts,
     num_pairs,
@@ -11,7 +12,6 @@ from millrace.data.graphs import (
     pair_ends,
     to_pairs,
 )
-from millrace.data.made.regular_graphs import records
 
 PETERSEN = [[i, (i + 1) % 5] for i in range(5)] + [[i, i + 5] for i in range(5)]
 PETERSEN += [[5 + i, 5 + (i + 2) % 5] for i in range(5)]

@@ -150,10 +150,10 @@ def test_what_the_datasets_library_writes_is_read(run_peer: RunPeer, tmp_path: P
     assert [record["tokens"].tolist() for record in found] == [list(range(i)) for i in range(5)]
     assert [record["text"] for record in found] == [f"grün {i}" for i in range(5)]
     assert [record["extra"] for record in found] == [None, 1.5, None, 2.5, None]
-    task = ClassificationTask(kind="classification", shape=(3, 4, 4))
+    task = ClassificationTask(kind="classification", shape=(3, 4, 4), images="pixels")
     for i, record in enumerate(found):
         with Image.open(io.BytesIO(record["image"])) as image:
             assert np.asarray(image).tolist() == np.full((4, 4, 3), 10 * i).tolist()
         value = build_encoder(task).extract(record)
         assert value.label == str(i % 2)
-        assert np.frombuffer(value.inputs, np.float32).tolist() == [10.0 * i] * 48
+        assert np.frombuffer(value.inputs, np.uint8).tolist() == [10 * i] * 48

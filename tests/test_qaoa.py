@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.data.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.data.made.regular_graphs import records
+from millrace.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.models.facts import DataFacts
 from millrace.models.qaoa import Qaoa
 
@@ -138,7 +138,7 @@ def test_the_gradient_of_the_angles_is_that_of_differences() -> None:
     def cut(gamma: torch.Tensor, beta: torch.Tensor) -> Any:
         return torch.func.functional_call(network, {"gamma": gamma, "beta": beta}, (pairs,))
 
-    assert torch.autograd.gradcheck(cut, (network.gamma, network.beta))  # type: ignore[no-untyped-call]  # torch leaves it so
+    assert torch.autograd.gradcheck(cut, (network.gamma, network.beta))
 
 
 def test_training_one_layer_reaches_what_the_fixed_angles_cut() -> None:

@@ -31,10 +31,10 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Writes a file and reads its records."""
+    """Writes a file into the folder `here` and reads its records."""
 
     def read_bytes(name: str, data: bytes, needs: tuple[str, ...] = (), **source: Any) -> Found:
-        path = tmp_path / name
+        path = tmp_path / "here" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         spec = SourceSpec(url=str(path), **source)
@@ -48,6 +48,11 @@ def records(found: Found) -> list[Record]:
     """The records of a reading without any rejection."""
     assert [item for item in found if isinstance(item, Rejection)] == []
     return [item.record for item in found if isinstance(item, Located)]
+
+
+def in_here(path: str) -> Record:
+    """The fields of a record that say where its file lies, of a file in `here`."""
+    return {"path": path, "label": "here", "top_folder": ""}
 
 
 def texts(found: Found) -> list[str]:
@@ -76,7 +81,7 @@ def test_text_is_read_by_file(read: Read, suffix: str) -> None:
 
     found = read(f"a.txt{suffix}", data, records="file")
 
-    assert records(found) == [{"text": "\n".join(TEXTS), "path": f"a.txt{suffix}"}]
+    assert records(found) == [{"text": "\n".join(TEXTS), **in_here(f"a.txt{suffix}")}]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -130,7 +135,32 @@ def test_an_image_is_labelled_by_its_folder(read: Read) -> None:
 
     (record,) = records(read("cats/1.png", buffer.getvalue()))
 
-    assert record == {"image": buffer.getvalue(), "label": "cats", "path": "1.png"}
+    folders = {"label": "cats", "path": "1.png", "top_folder": ""}
+    assert record == {"image": buffer.getvalue(), **folders}
+
+
+def test_a_record_knows_the_folder_of_its_file_and_the_first_of_its_listed_path(
+    tmp_path: Path,
+) -> None:
+    for name in ("poems/old/ode.txt", "tales/wolf.txt", "note.txt"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    def folders(url: Any, pattern: str) -> list[tuple[str, str]]:
+        urls = {name: f"{tmp_path}/{place}{pattern}" for name, place in url.items()}
+        spec = SourceSpec(url=urls.get("", urls), records="file")
+        found = [item for file in list_source(spec, "/") for item in read_records(file, spec)]
+        return [(record["label"], record["top_folder"]) for record in records(found)]
+
+    assert folders({"": "texts"}, "/**/*.txt") == [
+        ("texts", ""),
+        ("old", "poems"),
+        ("tales", "tales"),
+    ]
+    assert folders({"x": "texts/poems", "y": "texts/tales"}, "/**/*.txt") == [
+        ("old", "x"), ("tales", "y"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -139,10 +169,11 @@ def test_fasta_is_read_by_title(read: Read, suffix: str) -> None:
 
     found = read(f"a.fna{suffix}", COMPRESS[suffix](data))
 
+    file = in_here(f"a.fna{suffix}")
     assert records(found) == [
-        {"id": "one", "description": "first of two", "sequence": "ACGTTTT"},
-        {"id": "two", "description": "", "sequence": "GG"},
-        {"id": "", "description": "", "sequence": "AC"},
+        {"id": "one", "description": "first of two", "sequence": "ACGTTTT"} | file,
+        {"id": "two", "description": "", "sequence": "GG"} | file,
+        {"id": "", "description": "", "sequence": "AC"} | file,
     ]
     assert [item.where for item in found] == [f"a.fna{suffix}:{line}" for line in (1, 5, 7)]
 
@@ -159,7 +190,8 @@ def test_a_fasta_sequence_with_a_bad_line_is_rejected_whole(read: Read) -> None:
     assert found[0] == Rejection(
         "a.fa:1", "byte 0xff at offset 8 is not valid utf-8: check `source.encoding`"
     )
-    assert records(found[1:]) == [{"id": "two", "description": "", "sequence": "AC"}]
+    last = {"id": "two", "description": "", "sequence": "AC"}
+    assert records(found[1:]) == [last | in_here("a.fa")]
 
 
 def test_fasta_that_starts_without_a_title_is_an_error(read: Read) -> None:

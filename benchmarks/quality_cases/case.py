@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from millrace import manifest as manifests
@@ -14,9 +15,11 @@ from millrace.data.ingest import ingest
 from millrace.data.pack import pack
 from millrace.frozen import digest
 from millrace.job import Job
+from millrace.manifest import Manifest
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 from millrace.train.loop import Trainer, TrainingData
+from millrace.train.objective import build_objective, to_batch
 from millrace.train.world import World
 
 
@@ -50,6 +53,12 @@ class Case:
 
 def packed(spec: Mapping[str, Any], folder: Path) -> tuple[Job, TrainingData]:
     """The pipeline's source files, below `folder`, packed by the product's own steps."""
+    job, shards = packed_shards(spec, folder)
+    return job, TrainingData.load(FsspecStorage(job.store), shards, job.spec.train.mix)
+
+
+def packed_shards(spec: Mapping[str, Any], folder: Path) -> tuple[Job, Manifest]:
+    """The same, as the manifest of all splits."""
     checked = PipelineSpec.model_validate(spec)
     storage = FsspecStorage(str(folder / "store"))
     job = Job(
@@ -61,8 +70,7 @@ def packed(spec: Mapping[str, Any], folder: Path) -> tuple[Job, TrainingData]:
     )
     source = manifests.publish(storage, ingest(job))
     update = {"inputs": {"source_files": source.path}, "key": digest("shards", source.digest)}
-    shards = manifests.publish(storage, pack(job.model_copy(update=update)))
-    return job, TrainingData.load(storage, shards, checked.train.mix)
+    return job, manifests.publish(storage, pack(job.model_copy(update=update)))
 
 
 def train(job: Job, data: TrainingData, seed: int) -> tuple[nn.Module, float]:
@@ -74,6 +82,18 @@ def train(job: Job, data: TrainingData, seed: int) -> tuple[nn.Module, float]:
     with closing(Trainer(seeded, data, world)) as trainer:
         trainer.run_to(trainer.steps)
         return trainer.network.eval(), _cpu_seconds() - start
+
+
+def score(job: Job, data: TrainingData, network: nn.Module) -> float:
+    """The task's metric on the whole validation split, which `train` does not look at."""
+    objective = build_objective(job.spec.task)
+    metric, weight = 0.0, 0.0
+    with torch.inference_mode():
+        for columns in data.validation.batches(256):
+            scores = objective.scores(network, to_batch(columns, torch.device("cpu")))
+            metric += scores.metric_B.double().sum().item()
+            weight += scores.weight_B.double().sum().item()
+    return metric / weight
 
 
 def _cpu_seconds() -> float:

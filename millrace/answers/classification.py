@@ -1,12 +1,12 @@
 """Classification: the most likely class of each record."""
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from millrace.answers.labels import most_likely, shares_of
 from millrace.answers.records import answer_records
 from millrace.data.fields import build_encoder
 from millrace.data.images import decoded
@@ -35,15 +35,3 @@ def classify(released: Released, record: Mapping[str, Any]) -> dict[str, float]:
     with torch.inference_mode():
         logits_BK = released.network(torch.tensor(columns["inputs"]).float())
     return shares_of(released.classes, logits_BK)
-
-
-def shares_of(classes: Sequence[str], logits_BK: Tensor) -> dict[str, float]:
-    """Probability of each class by the logits of one record, most likely first."""
-    found = dict(zip(classes, logits_BK.softmax(1).mean(0).tolist(), strict=True))
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def most_likely(shares: Mapping[str, float]) -> dict[str, Any]:
-    """The first class and its probability, as they are printed."""
-    best = next(iter(shares))
-    return {"class": best, "probability": round(shares[best], 6)}

@@ -44,5 +44,6 @@ def cut(released: Released, record: Mapping[str, Any], seed: int) -> dict[str, A
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.multinomial(share_BZ[0], NUM_MEASURED, replacement=True, generator=generator)
         best = int(drawn[cut_BZ[0, drawn].argmax()])
-    sides = [best >> vertex & 1 for vertex in range(released.task.vertices)]
+    last = max(max(edge) for edge in record[released.task.edges])
+    sides = [best >> vertex & 1 for vertex in range(last + 1)]
     return {"cut": round(cut_BZ[0, best].item()), "sides": sides, **found}

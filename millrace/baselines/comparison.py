@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from millrace.baselines import classification, language_model, maxcut
+from millrace.baselines import classification, language_model, maxcut, text_classification
 from millrace.data.samples import Samples
 from millrace.spec import LanguageModelTask, Task
 
@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.float64]
 _COMPARISONS: dict[str, Callable[[Any, Samples, Samples], dict[str, Floats]]] = {
     "classification": classification.compare,
     "maxcut": maxcut.compare,
+    "text_classification": text_classification.compare,
 }
 
 

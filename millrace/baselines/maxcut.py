@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from millrace.data.graphs import local_cuts
 from millrace.data.samples import Samples
+from millrace.graphs import local_cuts
 from millrace.tasks import MaxcutTask
 
 Floats = npt.NDArray[np.float64]

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from millrace.data.encoders import classification, language_model, maxcut
+from millrace.data.encoders import classification, language_model, maxcut, text_classification
 from millrace.data.values import Encoder
 from millrace.spec import LanguageModelTask, Task
 
 _ENCODERS: dict[str, Callable[[Any], Encoder]] = {
     "classification": classification.build,
     "maxcut": maxcut.build,
+    "text_classification": text_classification.build,
 }
 
 

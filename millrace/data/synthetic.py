@@ -47,7 +47,7 @@ def _parameters(url: str) -> dict[str, Any]:
     """All parameters that the records are made from, the defaults among them."""
     name, query = name_of(url), url.partition("?")[2]
     if name not in MADE:
-        raise _refused(url, unknown_key(name, list(MADE), "kind of records"))
+        raise _refused(url, unknown_key(name, list(MADE), "kind"))
     found = {key: told.default for key, told in inspect.signature(MADE[name]).parameters.items()}
     try:
         given = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []

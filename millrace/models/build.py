@@ -14,11 +14,13 @@ from torch import nn
 from millrace.errors import SpecError
 from millrace.frozen import unknown_key
 from millrace.models.conv import ConvNet
+from millrace.models.encoder import Encoder
 from millrace.models.facts import DataFacts
 from millrace.models.gpt import Gpt
 from millrace.models.hugging_face import build_hugging_face
 from millrace.models.lstm import Lstm
 from millrace.models.mlp import Mlp
+from millrace.models.motif_conv import MotifConv
 from millrace.models.ngram_copy import NgramCopy
 from millrace.models.qaoa import Qaoa
 from millrace.models.source import source_path
@@ -32,6 +34,8 @@ _BUILT_IN: dict[str, type[nn.Module]] = {
     "conv": ConvNet,
     "vit": VisionTransformer,
     "mlp": Mlp,
+    "encoder": Encoder,
+    "motif_conv": MotifConv,
     "qaoa": Qaoa,
 }
 

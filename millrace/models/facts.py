@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the training split is like; for bytes, only the first two."""
+    """What the training split is like; for bytes and token ids, only the first two."""
 
     num_classes: int
     """Outputs per position: classes, token ids, or 256 for bytes."""
@@ -23,10 +23,11 @@ class DataFacts:
     @classmethod
     def from_manifest(cls, facts: Mapping[str, Any]) -> "DataFacts":
         """From the facts of a shards manifest."""
-        if "tokens" in facts["fields"]:
-            vocabulary, shape = facts.get("vocabulary", 256), tuple(facts["fields"]["tokens"][1])
-            return cls(vocabulary, shape, is_per_position=True)
-        shape = tuple(facts["fields"]["inputs"][1])
+        fields = facts["fields"]
+        if "tokens" in fields:
+            vocabulary = facts.get("vocabulary", 256)
+            return cls(vocabulary, tuple(fields["tokens"][1]), is_per_position=True)
+        shape = tuple(fields["text" if "text" in fields else "inputs"][1])
         mean, deviation = tuple(facts["mean"]), tuple(facts["deviation"])
         return cls(len(facts["classes"]), shape, mean, deviation)
 
@@ -37,6 +38,7 @@ class DataFacts:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "DataFacts":
         """Inverse of `to_dict`, also after a trip through JSON."""
-        sequences = {name: tuple(value[name]) for name in ("shape", "mean", "deviation")}
-        others = {name: value[name] for name in ("num_classes", "is_per_position")}
-        return cls(**others, **sequences)
+        found = {
+            key: tuple(each) if isinstance(each, list) else each for key, each in value.items()
+        }
+        return cls(**found)

@@ -15,7 +15,7 @@ group of K vertices, R = Z / S.
 import torch
 from torch import Tensor, nn
 
-from millrace.data.graphs import num_vertices, pair_ends
+from millrace.graphs import num_vertices, pair_ends
 from millrace.models.facts import DataFacts
 
 GROUP = 5
@@ -46,7 +46,7 @@ class Qaoa(nn.Module):
         """Expected number of cut edges (B,), from 0 to the largest cut.
 
         Args:
-            pairs_BP: 1 where the two vertices are joined, pairs as in `millrace.data.graphs`.
+            pairs_BP: 1 where the two vertices are joined, pairs as in `millrace.graphs`.
         """
         share_BZ, cut_BZ = self.measured(pairs_BP)
         return (share_BZ * cut_BZ).sum(1)

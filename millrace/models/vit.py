@@ -1,7 +1,9 @@
-"""Vision transformer: an image as a sequence of patches (Dosovitskiy et al. 2021).
+"""Vision transformer: an image as a sequence of patches.
 
     image --> patches, each a linear map of its pixels --> where they are added --> blocks
           --> mean over the patches --> logits
+
+Dosovitskiy et al. 2021, without a token of its own for the class.
 
 Shape suffixes: B batch, C channels of the image, T patches, D width, K classes.
 """

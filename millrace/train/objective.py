@@ -9,13 +9,14 @@ from torch import Tensor
 
 from millrace.data.columns import Columns
 from millrace.spec import Task
-from millrace.train.objectives import classification, language_model, maxcut
+from millrace.train.objectives import classification, language_model, maxcut, text_classification
 from millrace.train.scores import Batch, Objective, Scores
 
 _OBJECTIVES: dict[str, Callable[[Any], Objective]] = {
     "classification": classification.build,
     "language_model": language_model.build,
     "maxcut": maxcut.build,
+    "text_classification": text_classification.build,
 }
 
 

@@ -15,6 +15,8 @@ class Scores:
     loss_B: Tensor
     metric_B: Tensor
     weight_B: Tensor
+    answer_B: Tensor | None = None
+    """The class that is answered, where there are classes."""
 
 
 class Objective(Protocol):

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from millrace.data.columns import Columns, Field
-from millrace.data.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.data.values import (
     Encoder,
     LabelIndex,
@@ -16,6 +15,7 @@ from millrace.data.values import (
     record_ids,
     required,
 )
+from millrace.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.tasks import MaxcutTask
 
 

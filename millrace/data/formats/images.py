@@ -5,7 +5,4 @@ from millrace.data.formats.opened import Found, Located, Opened
 
 def read_image(opened: Opened) -> Found:
     """One record: the file as it is."""
-    folder = opened.file.url.rsplit("/", 2)
-    label = folder[-2] if len(folder) == 3 else ""
-    path = opened.file.path
-    yield Located(path, {"image": opened.whole(), "label": label, "path": path})
+    yield Located(opened.file.path, {"image": opened.whole(), **opened.folders()})

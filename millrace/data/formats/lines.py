@@ -28,7 +28,7 @@ def _read_whole_text(opened: Opened) -> Found:
         yield Rejection(path, undecodable(error, mark, encoding))
         return
     if text:
-        yield Located(path, {"text": text, "path": path})
+        yield Located(path, {"text": text, **opened.folders()})
 
 
 def read_jsonl(opened: Opened) -> Found:
@@ -66,7 +66,7 @@ def read_fasta(opened: Opened) -> Found:
         if line.startswith(">"):
             if sequence:
                 yield sequence.located()
-            sequence = _Sequence(opened.at(number), line[1:].strip(), [])
+            sequence = _Sequence(opened.at(number), line[1:].strip(), [], opened.folders())
         elif line and sequence is None:
             raise SourceError(
                 f"read {opened.file.path} as FASTA", f"line {number} precedes any > title", DAMAGED
@@ -87,6 +87,7 @@ class _Sequence:
     where: str
     title: str
     parts: list[str]
+    folders: dict[str, str]
     num_bytes: int = 0
     flaw: str = ""
 
@@ -95,4 +96,4 @@ class _Sequence:
             return Rejection(self.where, self.flaw or "a title without a sequence")
         name, _, description = self.title.partition(" ")
         record = {"id": name, "description": description, "sequence": "".join(self.parts)}
-        return Located(self.where, record)
+        return Located(self.where, record | self.folders)

@@ -60,7 +60,8 @@ class Opened:
         for magic, codec in _COMPRESSIONS.items():
             if head.startswith(magic):
                 # Arrow's reader is the one that reports a torn gz or zstd stream as an error.
-                plain: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(self.raw), codec)
+                file = pa.PythonFile(self.raw, mode="r")
+                plain: IO[bytes] = pa.CompressedInputStream(file, codec)
                 return plain
         return self.raw
 
@@ -109,6 +110,20 @@ class Opened:
                 yield number, line.decode(encoding).removesuffix("\r")
             except UnicodeDecodeError as error:
                 yield Rejection(self.at(number), undecodable(error, offset, encoding))
+
+    def folders(self) -> dict[str, str]:
+        """The record's fields that say where the file lies.
+
+        `label` is the name of its folder, `top_folder` the first one of the listed path; empty
+        where the file lies in none.
+        """
+        above = self.file.url.rsplit("/", 2)
+        top, slash, _ = self.file.path.partition("/")
+        return {
+            "path": self.file.path,
+            "label": above[-2] if len(above) == 3 else "",
+            "top_folder": top if slash else "",
+        }
 
     def at(self, line: int) -> str:
         """Where a line stands."""

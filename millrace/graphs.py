@@ -71,7 +71,8 @@ def largest_cuts(pairs: Pairs) -> Counts:
             # Each edge adds 2 where its ends are on one side, -2 where they are not.
             same = np.einsum("nz,nz->z", matrix @ sides, sides)
             least[number] = min(least[number], same.min())
-    return (2 * num_edges - least.astype(np.int64)) // 4
+    found: Counts = (2 * num_edges - least.astype(np.int64)) // 4
+    return found
 
 
 def _all_sides(vertices: int) -> Iterator[npt.NDArray[np.float32]]:

@@ -1,0 +1,36 @@
+"""Text classification: the most likely class of each text."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from millrace.answers.labels import most_likely, shares_of
+from millrace.answers.records import answer_records
+from millrace.data.fields import build_encoder
+from millrace.data.values import LabelIndex
+from millrace.released import Released
+
+
+def answer(released: Released, asked: Namespace) -> int:
+    """Print the class of every record of a file or of standard input; the exit status."""
+
+    def told(record: Mapping[str, Any]) -> dict[str, Any]:
+        return most_likely(classify(released, record))
+
+    return answer_records(released.source, asked.input, told)
+
+
+def classify(released: Released, record: Mapping[str, Any]) -> dict[str, float]:
+    """Probability of each class for one record, most likely first.
+
+    Raises:
+        UnusableRecordError: The record lacks what the model needs.
+    """
+    encoder = build_encoder(released.task)
+    value = encoder.extract({**record, encoder.label: "?"})  # the question
+    columns = encoder.samples([value], LabelIndex())
+    with torch.inference_mode():
+        logits_BK = released.network(torch.from_numpy(columns["text"]))
+    return shares_of(released.classes, logits_BK)
