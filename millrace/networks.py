@@ -18,6 +18,7 @@ from millrace.frozen import NUMBER, Fraction, Frozen, NonNegativeInt, PositiveIn
 TASK_OF_NETWORK = {
     "ngram_copy": "language_model",
     "gpt": "language_model",
+    "lstm": "language_model",
     "conv": "classification",
     "vit": "classification",
     "mlp": "classification",
@@ -66,6 +67,19 @@ class GptNetwork(Frozen):
         if channels % 2:
             raise ValueError(f"a head needs an even number of channels, not {channels}")
         return self
+
+
+class LstmNetwork(Frozen):
+    """Recurrent language model over bytes or token ids: much for little compute."""
+
+    name: Literal["lstm"]
+    """Says which network it is."""
+    width: PositiveInt = 256
+    """Channels of the memory."""
+    depth: PositiveInt = 1
+    """Layers."""
+    dropout: Fraction = 0.0
+    """Share of the channels dropped after each layer while training."""
 
 
 class ConvNetwork(Frozen):
@@ -225,6 +239,7 @@ def _named(value: Any) -> Any:
 _Known = Annotated[
     Annotated[NgramCopyNetwork, Tag("ngram_copy")]
     | Annotated[GptNetwork, Tag("gpt")]
+    | Annotated[LstmNetwork, Tag("lstm")]
     | Annotated[ConvNetwork, Tag("conv")]
     | Annotated[VitNetwork, Tag("vit")]
     | Annotated[MlpNetwork, Tag("mlp")]
@@ -237,8 +252,8 @@ _Known = Annotated[
         _network_tag,
         custom_error_type="unknown_network",
         custom_error_message=(
-            "`name` must be ngram_copy, gpt, conv, vit, mlp, encoder, motif_conv, qaoa, hf:NAME, "
-            "or file.py:Class for your own network"
+            "`name` must be ngram_copy, gpt, lstm, conv, vit, mlp, encoder, motif_conv, qaoa, "
+            "hf:NAME, or file.py:Class for your own network"
         ),
     ),
 ]

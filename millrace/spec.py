@@ -33,6 +33,7 @@ from millrace.networks import (
     EncoderNetwork,
     GptNetwork,
     HuggingFaceNetwork,
+    LstmNetwork,
     MlpNetwork,
     MotifConvNetwork,
     Network,
@@ -63,6 +64,7 @@ __all__ = [
     "GptNetwork",
     "HuggingFaceNetwork",
     "LanguageModelTask",
+    "LstmNetwork",
     "MaxcutTask",
     "MlpNetwork",
     "MotifConvNetwork",
@@ -336,8 +338,8 @@ class PipelineSpec(Frozen):
             and self.task.reads_ids
         ):
             raise ValueError(
-                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt "
-                "or one of your own"
+                f"network {name} reads bytes; token ids (task.tokens, task.tokenizer) need gpt, "
+                "lstm or one of your own"
             )
         known = BASELINES[self.task.baselines]
         for baseline in self.gate.beats:

@@ -22,6 +22,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "shards": spec.ShardsSpec,
     "network, name: ngram_copy": spec.NgramCopyNetwork,
     "network, name: gpt": spec.GptNetwork,
+    "network, name: lstm": spec.LstmNetwork,
     "network, name: conv": spec.ConvNetwork,
     "network, name: vit": spec.VitNetwork,
     "network, name: mlp": spec.MlpNetwork,

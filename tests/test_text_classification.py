@@ -150,6 +150,15 @@ def test_blocks_see_the_order_of_patches(pool: str) -> None:
     assert not torch.allclose(scores[0], scores[1])
 
 
+def test_of_more_words_than_half_of_the_bytes_the_last_are_left_out() -> None:
+    network = encoder_network(depth=0)
+
+    scores = network(bytes_of("(" * 17 + "a" * 15, "(" * 17 + ")" * 15, "(" * 16 + ")" * 16))
+
+    torch.testing.assert_close(scores[0], scores[1])
+    assert not torch.allclose(scores[0], scores[2])
+
+
 def test_a_text_without_any_word_has_scores_too() -> None:
     assert encoder_network()(bytes_of("\x01", "\x01 \x02")).isfinite().all()
 

@@ -17,7 +17,7 @@ from millrace.train.objective import build_objective, to_batch
 HELD_OUT = 0.01
 """Of the 60,000: for validation, and as much again for a test split that is not looked at."""
 NETWORK: dict[str, Any] = {"name": "conv", "width": 16, "dropout": 0.2}
-TRAIN: dict[str, Any] = {"steps": 1800, "batch": 128, "ranks": 1, "learning_rate": 4e-3}
+TRAIN: dict[str, Any] = {"steps": 2000, "batch": 128, "ranks": 1, "learning_rate": 1e-2}
 
 
 def run(data: Path, scratch: Path, seed: int) -> Outcome:

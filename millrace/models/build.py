@@ -18,6 +18,7 @@ from millrace.models.encoder import Encoder
 from millrace.models.facts import DataFacts
 from millrace.models.gpt import Gpt
 from millrace.models.hugging_face import build_hugging_face
+from millrace.models.lstm import Lstm
 from millrace.models.mlp import Mlp
 from millrace.models.motif_conv import MotifConv
 from millrace.models.ngram_copy import NgramCopy
@@ -29,6 +30,7 @@ from millrace.spec import CustomNetwork, HuggingFaceNetwork, Network
 _BUILT_IN: dict[str, type[nn.Module]] = {
     "ngram_copy": NgramCopy,
     "gpt": Gpt,
+    "lstm": Lstm,
     "conv": ConvNet,
     "vit": VisionTransformer,
     "mlp": Mlp,

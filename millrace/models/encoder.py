@@ -82,9 +82,11 @@ class Encoder(nn.Module):
     def forward(self, text_BT: Tensor) -> Tensor:
         """Logits (B, K) of texts: bytes, zero where there are no more of them."""
         row_BUN = self._rows(text_BT)
-        row_BPR = row_BUN.unflatten(1, (-1, self._patch)).flatten(2)
-        x_BPD = self.table(row_BPR.flatten(0, 1)).unflatten(0, row_BPR.shape[:2])
-        weight_BP = (row_BUN[:, :, 0] > 0).unflatten(1, (-1, self._patch)).sum(2)
+        num_texts, _, num_orders = row_BUN.shape
+        row_BPR = row_BUN.reshape(num_texts, -1, self._patch * num_orders)
+        x_BPD = self.table(row_BPR.flatten(0, 1)).reshape(*row_BPR.shape[:2], -1)
+        is_unit_BU = row_BUN[:, :, 0] > 0
+        weight_BP = is_unit_BU.reshape(num_texts, -1, self._patch).sum(2)
         if len(self.blocks):
             x_BPD, weight_BP = self._in_context(x_BPD, weight_BP)
         total_B1 = weight_BP.sum(1, keepdim=True).clamp(min=1)
@@ -148,9 +150,9 @@ class Encoder(nn.Module):
         end_BU = torch.zeros_like(sum_BU)
         position_T = torch.arange(text_BT.shape[1], device=text_BT.device)
         end_BU.scatter_add_(1, word_BT, position_T * is_end_BT)
-        hash_BU = sum_BU * inverse_T[end_BU]
-        is_word_BU = torch.arange(most + 1, device=text_BT.device) < number_BT[:, -1:]
-        return (hash_BU * is_word_BU)[:, :most]
+        hash_BU = sum_BU[:, :most] * inverse_T[end_BU[:, :most]]  # the last are what lies beyond
+        is_word_BU = torch.arange(most, device=text_BT.device) < number_BT[:, -1:]
+        return hash_BU * is_word_BU
 
 
 def _kinds() -> Tensor:

@@ -38,6 +38,7 @@ class DataFacts:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "DataFacts":
         """Inverse of `to_dict`, also after a trip through JSON."""
-        sequences = {name: tuple(value[name]) for name in ("shape", "mean", "deviation")}
-        others = {name: value[name] for name in ("num_classes", "is_per_position")}
-        return cls(**others, **sequences)
+        found = {
+            key: tuple(each) if isinstance(each, list) else each for key, each in value.items()
+        }
+        return cls(**found)
