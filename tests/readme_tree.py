@@ -38,7 +38,7 @@ def _add(lines: list[str], folder: Path, depth: int) -> None:
 
 
 def _line(lines: list[str], name: str, depth: int, sentence: str) -> None:
-    lines.append(f"{'  ' * depth + name:<{COLUMN}}{sentence}".rstrip())
+    lines.append(f"{'  ' * depth + name:<{COLUMN - 1}} {sentence}".rstrip())
 
 
 def with_tree(readme: str) -> str:

@@ -75,8 +75,9 @@ class Gpt(nn.Module):
         x_BTD = self.norm(x_BTD)
         if hasattr(self, "logits"):
             logits_BTV: Tensor = self.logits(x_BTD)
-            return logits_BTV
-        return x_BTD @ self.embedding.weight[: self._begin].T
+        else:
+            logits_BTV = x_BTD @ self.embedding.weight[: self._begin].T
+        return logits_BTV
 
 
 def default_heads(width: int) -> int:

@@ -54,7 +54,8 @@ class Block(nn.Module):
         added_BTD = self.attention(self.norm_attention(x_BTD), rotation, is_real_BT)
         x_BTD = x_BTD + self.dropout(added_BTD)
         added_BTD = self.down(F.relu(self.up(self.norm_mlp(x_BTD))).square())
-        return x_BTD + self.dropout(added_BTD)
+        changed_BTD: Tensor = x_BTD + self.dropout(added_BTD)
+        return changed_BTD
 
 
 class Attention(nn.Module):
