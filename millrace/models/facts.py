@@ -38,7 +38,7 @@ class DataFacts:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "DataFacts":
         """Inverse of `to_dict`, also after a trip through JSON."""
-        found = {
+        found: dict[str, Any] = {
             key: tuple(each) if isinstance(each, list) else each for key, each in value.items()
         }
         return cls(**found)
