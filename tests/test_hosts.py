@@ -1,0 +1,116 @@
+"""Trainings on two hosts: network namespaces of this machine; `make test-hosts` runs them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from millrace import manifest as manifests
+from millrace.manifest import Manifest
+from tests.pipelines_for_tests import FOLLOWER, NAME, Line, Tree, events
+from tests.two_hosts import TwoHosts, two_hosts, write
+
+pytestmark = pytest.mark.hosts
+
+
+@pytest.fixture
+def hosts() -> Iterator[TwoHosts]:
+    with two_hosts() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def on_one_host(points: Line, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The classification trained on one host, two ranks with a thread each."""
+    line = points.copy(tmp_path_factory.mktemp("one-host") / "line")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return line.run("train", line.job("checkpoint"))
+
+
+def first(hosts: TwoHosts, line: Line, **variables: str) -> Iterator[dict[str, object]]:
+    """Start the training on the first host; its events."""
+    path = write(line.job("checkpoint"), line.root / "follower.json", launcher="torchrun")
+    process = hosts.start(0, "-c", FOLLOWER, "train", path, **variables)
+    return events(process)
+
+
+def join(hosts: TwoHosts, line: Line, **variables: str) -> None:
+    """Have the second host join, knowing nothing but the store."""
+    hosts.start(
+        1, "-m", "millrace", "join", NAME,
+        output=line.root / "second.log",
+        MILLRACE_STORE=line.storage.url,
+        MILLRACE_WORK=str(line.root / "work-of-second"),
+        **variables,
+    )  # fmt: skip
+
+
+def made_by(line: Line, said: list[dict[str, object]]) -> Manifest:
+    paths = [str(event["path"]) for event in said if event["event"] == "made"]
+    words = (line.root / "second.log").read_text()
+    assert paths, f"{said[-8:]}\nthe second host:\n{words[-3000:]}"
+    return manifests.read(line.storage, paths[0])
+
+
+def test_two_hosts_end_with_the_bits_of_one(
+    points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+
+    join(hosts, line)
+    made = made_by(line, list(first(hosts, line)))
+
+    assert made.digest == on_one_host.digest
+    assert made.measured["resumed_at"] == 0
+
+
+def test_a_second_host_whose_processes_are_killed_comes_back_and_the_bits_stay(
+    points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    join(hosts, line)
+    following = first(hosts, line)
+    next(event for event in following if event["event"] == "checkpoint")
+
+    tree.kill(f"millrace join {NAME}")
+    join(hosts, line)
+    made = made_by(line, list(following))
+
+    assert made.measured["resumed_at"] >= 50
+    assert made.digest == on_one_host.digest
+
+
+def test_a_second_host_that_is_cut_off_is_done_without_and_comes_back(
+    points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    elastic = {"MILLRACE_NNODES": "1:2"}
+    join(hosts, line, **elastic)
+    following = first(hosts, line, **elastic)
+    next(event for event in following if event["event"] == "checkpoint")
+
+    hosts.cut()
+    said = list(following)
+    made = made_by(line, said)
+
+    assert made.measured["resumed_at"] >= 50
+    assert any("training on 1 of 2 hosts" in str(event.get("message")) for event in said)
+    for one, two in zip(made.facts["curve"], on_one_host.facts["curve"], strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_an_error_on_the_second_host_is_told_to_the_follower_of_the_first(
+    points: Line, hosts: TwoHosts, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    join(hosts, line)
+    path = write(
+        line.job("checkpoint", network={"name": "networks.py:Nan"}),
+        line.root / "follower.json",
+        launcher="torchrun",
+    )
+
+    said = list(events(hosts.start(0, "-c", FOLLOWER, "train", path)))
+
+    assert [event["type"] for event in said if event["event"] == "raised"] == ["TrainingError"]
