@@ -1,12 +1,13 @@
 """Two hosts on one machine: network namespaces, joined by a cable that can be cut."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,32 @@ class TwoHosts:
     """The namespaces of two hosts; the first has number 0."""
 
     names: tuple[str, str]
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def start(
         self, host: int, *command: str, output: Path | None = None, **variables: str
     ) -> "subprocess.Popen[str]":
         """Start a command of ours on a host, its output piped or in a file."""
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[host], sys.executable, *command],  # noqa: S607  as above
-            env=os.environ | self.environment(host) | variables,
-            stdout=subprocess.PIPE if output is None else output.open("w"),
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-        )
+        with contextlib.ExitStack() as stack:
+            stdout = stack.enter_context(output.open("a")) if output else subprocess.PIPE
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.names[host], sys.executable, *command],  # noqa: S607  as above
+                env=os.environ | self.environment(host) | variables,
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=ROOT,
+            )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
 
     def environment(self, host: int) -> dict[str, str]:
         """What a cluster would tell this host; one thread, so that bits compare."""
@@ -75,7 +89,11 @@ def two_hosts() -> Iterator[TwoHosts]:
         pytest.skip(f"network namespaces are not allowed here: {tried.stderr.strip()}")
     try:
         _lay_cable(names)
-        yield TwoHosts(names)
+        hosts = TwoHosts(names)
+        try:
+            yield hosts
+        finally:
+            hosts.close()
     finally:
         for name in names:
             for pid in _ip("netns", "pids", name).stdout.split():

@@ -1,4 +1,4 @@
-"""Where hosts meet: torch elastic's c10d rendezvous, in the hosts' own order, and quick to miss one.
+"""Where hosts meet: torch elastic's rendezvous, in the hosts' own order, and quick to miss one.
 
 The first host keeps a small store; hosts come, are numbered, and tell that they live. A host that
 falls silent is missed by the others in LOST_SECONDS, where a collective would wait for minutes.
