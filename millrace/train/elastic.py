@@ -21,13 +21,14 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
-from millrace.errors import ProcessDiedError, from_event
+from millrace.errors import ProcessDiedError, StoppedError, from_event
 from millrace.job import Job
 from millrace.launch import environment_of_child, write_job
 from millrace.telemetry import log
 from millrace.train.elsewhere import fetch_job, publish_job
 from millrace.train.hosts import Hosts, local_address
 from millrace.train.member import is_worth_another
+from millrace.train.notice import STOPPED
 from millrace.train.rendezvous import Meeting, answers
 
 JOIN_SECONDS = 600
@@ -63,16 +64,31 @@ def launch_hosts(job: Job) -> None:
 
 
 def join(pipeline: str, store: str, work: str) -> None:
-    """Take part in every training that the first host begins, until this process is stopped."""
+    """Take part in every training that the first host begins, until this process is stopped.
+
+    Raises:
+        SpecError: The environment does not say which hosts take part, or they cannot share.
+        StoppedError: By SIGTERM or SIGINT.
+    """
     hosts = Hosts.from_environment(os.environ)
-    while True:
-        if answers(hosts):
-            try:
-                job = fetch_job(f"{store}/{pipeline}/job.json", work)
-                _run(job, hosts, hosts.ranks_per_host(job.spec.train), restarts=RESTARTS)
-            except (ProcessDiedError, SystemExit) as error:
-                log(f"this host's part has ended: {error}")
-        time.sleep(1.0)  # nothing tells a host that the first one is ready but its open port
+    try:
+        while True:
+            if answers(hosts):
+                _join_once(hosts, pipeline, store, work)
+            time.sleep(1.0)  # nothing tells a host that the first one is ready but its open port
+    except SignalException as told:  # torch's handler stays when ranks have ended
+        found = f"this host was told to stop by {told.sigval.name}"
+        raise StoppedError(f"join trainings of {pipeline}", found, "Join again") from None
+
+
+def _join_once(hosts: Hosts, pipeline: str, store: str, work: str) -> None:
+    try:
+        job = fetch_job(f"{store}/{pipeline}/job.json", work)
+        _run(job, hosts, hosts.ranks_per_host(job.spec.train), restarts=RESTARTS)
+    except StoppedError:
+        raise
+    except (ProcessDiedError, SystemExit) as error:
+        log(f"this host's part has ended: {error}")
 
 
 class _Agent(LocalElasticAgent):
@@ -108,9 +124,10 @@ def _run(job: Job, hosts: Hosts, ranks: int, *, restarts: int) -> None:
     except (RendezvousError, DistNetworkError) as error:
         found = f"the first host, {hosts.address}:{hosts.port}, is out of reach: {error}"
         raise ProcessDiedError(asked, found, _AGAIN) from error
-    except SignalException as stopped:  # the others go on without this host, or wait for it
+    except SignalException as told:  # the others go on without this host, or wait for it
         meeting = None
-        raise SystemExit(128 + stopped.sigval) from None
+        found = f"this host was told to stop by {told.sigval.name}"
+        raise StoppedError(asked, found, _AGAIN) from None
     finally:
         if meeting is not None:
             meeting.shutdown()
@@ -132,6 +149,8 @@ def _agent(meeting: Meeting, job: Path, ranks: int, restarts: int) -> _Agent:
 
 def _raise_failure(asked: str, result: RunResult, meeting: Meeting, hosts: Hosts) -> None:
     rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
+    if failure.exitcode == STOPPED:
+        raise StoppedError(asked, f"rank {rank} was told to stop by SIGTERM", _AGAIN)
     if is_worth_another(failure.exitcode):
         died = "was killed by signal" if failure.exitcode < 0 else "lost another; exit status"
         raise ProcessDiedError(asked, f"rank {rank} {died} {abs(failure.exitcode)}", _AGAIN)

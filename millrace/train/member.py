@@ -2,11 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
-from millrace.errors import MillraceError, ProcessDiedError
+from millrace.errors import MillraceError, StoppedError
 from millrace.job import Job
 from millrace.telemetry import log
+from millrace.train.notice import STOPPED
 
 PEER_LOST = 75
 """Exit status of a rank that lost another one (EX_TEMPFAIL); its own part was well."""
@@ -27,14 +29,14 @@ _LOST_WORDS = (
 
 def is_worth_another(code: int) -> bool:
     """Whether a rank that ended with this status died, rather than failed."""
-    return code < 0 or code == PEER_LOST
+    return code < 0 or code in (PEER_LOST, STOPPED)
 
 
 def run_member(job: Job) -> None:
     """Run a rank.
 
     Raises:
-        SystemExit: With PEER_LOST, when another rank has gone.
+        SystemExit: With PEER_LOST, when another rank has gone; with STOPPED, when told to stop.
         MillraceError: As the rank does; it is also left for the launcher.
     """
     # Imported here: the launcher asks this module about exit statuses, and needs no model.
@@ -44,10 +46,10 @@ def run_member(job: Job) -> None:
         run_rank(job)
     except MillraceError as error:
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            told = {"message": {"message": str(error)}, "millrace": error.to_event()}
-            Path(path).write_text(json.dumps(told))
-        if isinstance(error, ProcessDiedError):
-            raise SystemExit(PEER_LOST) from error
+            told = {"message": str(error), "timestamp": int(time.time())}
+            Path(path).write_text(json.dumps(told | {"millrace": error.to_event()}))
+        if isinstance(error, StoppedError):
+            raise SystemExit(STOPPED) from error
         raise
     except RuntimeError as error:  # torch's own kinds of a lost connection derive from it
         if not lost_another(error):

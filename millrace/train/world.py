@@ -12,9 +12,6 @@ from torch import Tensor
 from millrace.telemetry import log
 from millrace.train.hosts import interface_of, local_address
 
-COLLECTIVE_SECONDS = 300.0
-"""How long ranks wait for each other (MILLRACE_COLLECTIVE_SECONDS): a dead one ends all in time."""
-
 
 @dataclass(frozen=True)
 class World:
@@ -40,8 +37,7 @@ class World:
             torch.set_num_threads(num_threads(local_size))
         backend = "nccl" if device.type == "cuda" else "gloo"
         _choose_interface()
-        seconds = float(os.environ.get("MILLRACE_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS))
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        dist.init_process_group(backend, timeout=patience())
         return cls(rank, size, device)
 
     @classmethod
@@ -82,6 +78,11 @@ class World:
         """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+def patience() -> timedelta:
+    """How long ranks wait for each other: a dead one ends all of them in bounded time."""
+    return timedelta(seconds=float(os.environ.get("MILLRACE_COLLECTIVE_SECONDS", "300")))
 
 
 def num_threads(local_size: int) -> int:
