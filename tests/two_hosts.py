@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,13 @@ class TwoHosts:
             "MILLRACE_RDZV_ENDPOINT": f"{ADDRESSES[0]}:29400",
             "MILLRACE_COLLECTIVE_SECONDS": "30",
         }
+
+    def wait_for(self, host: int, port: int) -> None:
+        """Return when something listens on a port of a host."""
+        deadline = time.monotonic() + 60
+        while f":{port} " not in _ip("netns", "exec", self.names[host], "ss", "-ltn").stdout:
+            assert time.monotonic() < deadline, f"nothing listens on port {port}"
+            time.sleep(0.2)
 
     def cut(self) -> None:
         """Cut the cable: nothing arrives any more, and nobody is told."""

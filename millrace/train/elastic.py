@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import DistNetworkError
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -121,8 +121,8 @@ def _run(job: Job, hosts: Hosts, ranks: int, *, restarts: int) -> None:
     except RendezvousTimeoutError:
         found = f"{hosts.least} hosts did not come together in time"
         raise ProcessDiedError(asked, found, _AGAIN) from None
-    except (RendezvousError, DistNetworkError) as error:
-        found = f"the first host, {hosts.address}:{hosts.port}, is out of reach: {error}"
+    except (RendezvousError, DistError) as error:
+        found = f"the hosts lost each other at {hosts.address}:{hosts.port}: {error}"
         raise ProcessDiedError(asked, found, _AGAIN) from error
     except SignalException as told:  # the others go on without this host, or wait for it
         meeting = None

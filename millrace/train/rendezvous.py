@@ -5,6 +5,7 @@ falls silent is missed by the others in LOST_SECONDS, where a collective would w
 """
 
 import json
+import os
 import socket
 import time
 
@@ -53,6 +54,9 @@ class Meeting(RendezvousHandler):
             join_timeout=join_seconds,
             last_call_timeout=LAST_CALL_SECONDS,
         )
+        # Else torch keeps the ranks' meeting place of the first round, where a host that comes later
+        # waits in vain for it.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         backend, self._store = create_backend(parameters)
         self._inner = create_handler(self._store, backend, parameters)
         self._round: RendezvousInfo | None = None
