@@ -54,8 +54,8 @@ class Meeting(RendezvousHandler):
             join_timeout=join_seconds,
             last_call_timeout=LAST_CALL_SECONDS,
         )
-        # Else torch keeps the ranks' meeting place of the first round, where a host that comes later
-        # waits in vain for it.
+        # Else torch keeps the ranks' meeting place of the first round, where a later host
+        # waits in vain.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         backend, self._store = create_backend(parameters)
         self._inner = create_handler(self._store, backend, parameters)
