@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,14 @@ def on_one_host(points: Line, tmp_path_factory: pytest.TempPathFactory) -> Manif
         return line.run("train", line.job("checkpoint"))
 
 
-def first(hosts: TwoHosts, line: Line, **variables: str) -> Iterator[dict[str, object]]:
+def first(
+    hosts: TwoHosts, line: Line, sections: dict[str, Any] | None = None, **variables: str
+) -> Iterator[dict[str, object]]:
     """Start the training on the first host; its events."""
-    path = write(line.job("checkpoint"), line.root / "follower.json", launcher="torchrun")
-    process = hosts.start(0, "-c", FOLLOWER, "train", path, **variables)
+    path = write(
+        line.job("checkpoint", **(sections or {})), line.root / "follower.json", launcher="torchrun"
+    )
+    process = hosts.start(0, "-c", FOLLOWER, "train", path, output=None, **variables)
     return events(process)
 
 
@@ -81,7 +86,7 @@ def test_a_second_host_whose_processes_are_killed_comes_back_and_the_bits_stay(
     assert made.digest == on_one_host.digest
 
 
-def test_a_second_host_that_is_cut_off_is_done_without_and_comes_back(
+def test_an_elastic_training_does_without_a_host_that_is_cut_off(
     points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
@@ -98,6 +103,26 @@ def test_a_second_host_that_is_cut_off_is_done_without_and_comes_back(
     assert any("training on 1 of at most 2 hosts" in str(event.get("message")) for event in said)
     for one, two in zip(made.facts["curve"], on_one_host.facts["curve"], strict=True):
         assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_an_elastic_training_takes_in_a_host_that_comes_later(
+    points: Line, hosts: TwoHosts, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    elastic = {"MILLRACE_NNODES": "1:2"}
+    longer = {"train": line.spec.train.model_dump() | {"steps": 100_000}}  # than the test looks
+    following = first(hosts, line, longer, **elastic)
+    next(event for event in following if event["event"] == "checkpoint")
+
+    join(hosts, line, **elastic)
+    said = []
+    for event in following:
+        said.append(str(event.get("message")))
+        if event["event"] == "checkpoint" and any("training on 2 of" in words for words in said):
+            break
+
+    grown = next(i for i, words in enumerate(said) if "training on 2 of at most 2" in words)
+    assert any("resumed from the checkpoint" in words for words in said[grown:])
 
 
 def test_an_error_on_the_second_host_is_told_to_the_follower_of_the_first(
@@ -127,7 +152,7 @@ def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
         "ray.scripts.scripts",
         "start",
         "--block",
-        "--num-cpus=2",
+        "--num-cpus=1",
         "--disable-usage-stats",
     )
     log = line.root / "second.log"

@@ -95,7 +95,7 @@ class _Agent(LocalElasticAgent):
     """torch elastic's agent, which starts ranks anew only after deaths, not after errors."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if not all(is_worth_another(found.exitcode) for found in result.failures.values()):
             self._remaining_restarts = 0
         return result

@@ -61,7 +61,7 @@ class _NoBackend(Backend):
     share_cuda_visible_devices = True
 
 
-class _RanksConnect(TorchConfig):  # type: ignore[misc]  # Ray has no types
+class _RanksConnect(TorchConfig):  # type: ignore[misc]  # types of Ray are not read
     """Ray's own process group is not made: the ranks, processes of their own, make theirs."""
 
     @property
@@ -119,7 +119,7 @@ def _open_cluster(job: Job) -> None:
 def _trainer(job: Job, mailbox: Any) -> TorchTrainer:
     ranks = job.spec.train.ranks
     gpus = ray.cluster_resources().get("GPU", 0)
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     priced = portable(job).model_copy(update={"usd_per_hour": job.usd_per_hour * nodes})
     return TorchTrainer(
         _work,

@@ -9,7 +9,6 @@ import os
 import socket
 import time
 
-from torch.distributed import Store
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousHandler,
     RendezvousInfo,
@@ -88,16 +87,16 @@ class Meeting(RendezvousHandler):
     def num_nodes_waiting(self) -> int:
         """Hosts that wish to come in; also 1 when one is lost, since then, too, all meet again."""
         if self._round is not None and self._heard:
-            lost = self._listen(self._round.store, self._round.rank)
+            lost = self._listen(self._round)
             if lost:
                 log(f"lost the hosts {lost} of this training: going on from the last checkpoint")
                 return 1
         return int(self._inner.num_nodes_waiting())
 
-    def _listen(self, store: Store, position: int) -> list[int]:
+    def _listen(self, met: RendezvousInfo) -> list[int]:
         """Tell that this host lives, and which of the others have long said nothing."""
-        self._beats += 1
-        store.set(f"beat/{position}", str(self._beats))
+        self._beats, store = self._beats + 1, met.store
+        store.set(f"beat/{met.rank}", str(self._beats))
         now = time.monotonic()
         for other, (last, _) in self._heard.items():
             said = store.get(f"beat/{other}") if store.check([f"beat/{other}"]) else b""
