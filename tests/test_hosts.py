@@ -1,5 +1,7 @@
 """Trainings on two hosts: network namespaces of this machine; `make test-hosts` runs them."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,27 @@ def test_an_elastic_training_does_without_a_host_that_is_cut_off(
     assert any("training on 1 of at most 2 hosts" in str(event.get("message")) for event in said)
     for one, two in zip(made.facts["curve"], on_one_host.facts["curve"], strict=True):
         assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_a_second_host_that_is_told_to_leave_saves_first_and_is_done_without(
+    points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    elastic = {"MILLRACE_NNODES": "1:2"}
+    unsaved = {"train": line.spec.train.model_dump() | {"checkpoint_every": 10**6}}
+    join(hosts, line, **elastic)
+    following = first(hosts, line, unsaved, **elastic)
+    next(event for event in following if event["event"] == "progress" and event["done"])
+
+    for pid in tree.pids(f"millrace join {NAME}"):
+        os.kill(pid, signal.SIGTERM)
+    said = list(following)
+    made = made_by(line, said)
+
+    (stopped,) = (event for event in said if event["event"] == "stopped")
+    assert made.measured["resumed_at"] == stopped["step"] == stopped["checkpoint"]
+    assert any("training on 1 of at most 2 hosts" in str(event.get("message")) for event in said)
+    assert "told to stop by SIGTERM" in (line.root / "second.log").read_text()
 
 
 def test_an_elastic_training_takes_in_a_host_that_comes_later(

@@ -16,6 +16,7 @@ from millrace.train.elsewhere import fetch_job, publish_job
 from millrace.train.hosts import Hosts, interface_of, local_address
 from millrace.train.launcher import launch_ranks, main
 from millrace.train.member import PEER_LOST, is_worth_another, lost_another, run_member
+from millrace.train.notice import STOPPED
 from resources.compute import LAUNCHERS, Compute
 from tests.pipelines_for_tests import NAME, Line
 
@@ -142,8 +143,10 @@ def test_a_published_job_brings_the_users_network_file_to_another_host(
     assert (landed.spec, landed.key, landed.inputs) == (job.spec, job.key, job.inputs)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(-9, True), (PEER_LOST, True), (1, False)])
-def test_only_a_death_is_worth_another_attempt(code: int, expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "expected"), [(-9, True), (PEER_LOST, True), (STOPPED, True), (1, False)]
+)
+def test_only_a_death_or_a_notice_is_worth_another_attempt(code: int, expected: bool) -> None:
     assert is_worth_another(code) == expected
 
 

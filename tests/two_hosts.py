@@ -74,7 +74,7 @@ class TwoHosts:
 
     def wait_for(self, host: int, port: int) -> None:
         """Return when something listens on a port of a host."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while f":{port} " not in _ip("netns", "exec", self.names[host], "ss", "-ltn").stdout:
             assert time.monotonic() < deadline, f"nothing listens on port {port}"
             time.sleep(0.2)
