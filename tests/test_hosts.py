@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.pipelines_for_tests import FOLLOWER, NAME, Line, Tree, events
 from tests.two_hosts import ADDRESSES, TwoHosts, two_hosts, write
 
 pytestmark = pytest.mark.hosts
+NONE: Mapping[str, str] = {}
 
 
 @pytest.fixture
@@ -32,11 +33,11 @@ def on_one_host(points: Line, tmp_path_factory: pytest.TempPathFactory) -> Manif
 
 
 def first(
-    hosts: TwoHosts, line: Line, sections: dict[str, Any] | None = None, **variables: str
+    hosts: TwoHosts, line: Line, variables: Mapping[str, str] = NONE, **sections: Any
 ) -> Iterator[dict[str, object]]:
     """Start the training on the first host; its events."""
     path = write(
-        line.job("checkpoint", **(sections or {})), line.root / "follower.json", launcher="torchrun"
+        line.job("checkpoint", **sections), line.root / "follower.json", launcher="torchrun"
     )
     process = hosts.start(0, "-c", FOLLOWER, "train", path, output=None, **variables)
     return events(process)
@@ -94,7 +95,7 @@ def test_an_elastic_training_does_without_a_host_that_is_cut_off(
     line = points.copy(tmp_path / "line")
     elastic = {"MILLRACE_NNODES": "1:2"}
     join(hosts, line, **elastic)
-    following = first(hosts, line, **elastic)
+    following = first(hosts, line, elastic)
     next(event for event in following if event["event"] == "checkpoint")
 
     hosts.cut()
@@ -108,13 +109,13 @@ def test_an_elastic_training_does_without_a_host_that_is_cut_off(
 
 
 def test_a_second_host_that_is_told_to_leave_saves_first_and_is_done_without(
-    points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
+    points: Line, hosts: TwoHosts, tree: Tree, tmp_path: Path
 ) -> None:
     line = points.copy(tmp_path / "line")
     elastic = {"MILLRACE_NNODES": "1:2"}
-    unsaved = {"train": line.spec.train.model_dump() | {"checkpoint_every": 10**6}}
+    unsaved = line.spec.train.model_dump() | {"steps": 3000, "checkpoint_every": 10**6}
     join(hosts, line, **elastic)
-    following = first(hosts, line, unsaved, **elastic)
+    following = first(hosts, line, elastic, train=unsaved)
     next(event for event in following if event["event"] == "progress" and event["done"])
 
     for pid in tree.pids(f"millrace join {NAME}"):
@@ -133,8 +134,8 @@ def test_an_elastic_training_takes_in_a_host_that_comes_later(
 ) -> None:
     line = points.copy(tmp_path / "line")
     elastic = {"MILLRACE_NNODES": "1:2"}
-    longer = {"train": line.spec.train.model_dump() | {"steps": 100_000}}  # than the test looks
-    following = first(hosts, line, longer, **elastic)
+    longer = line.spec.train.model_dump() | {"steps": 100_000}  # than the test looks
+    following = first(hosts, line, elastic, train=longer)
     next(event for event in following if event["event"] == "checkpoint")
 
     join(hosts, line, **elastic)

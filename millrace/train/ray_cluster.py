@@ -57,11 +57,11 @@ class Mailbox:
         return taken
 
 
-class _NoBackend(Backend):
+class _NoBackend(Backend):  # type: ignore[misc]  # types of Ray are not read
     share_cuda_visible_devices = True
 
 
-class _RanksConnect(TorchConfig):  # type: ignore[misc]  # types of Ray are not read
+class _RanksConnect(TorchConfig):  # type: ignore[misc]  # as above
     """Ray's own process group is not made: the ranks, processes of their own, make theirs."""
 
     @property
