@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,20 @@ def test_an_error_on_the_second_host_is_told_to_the_follower_of_the_first(
     assert [event["type"] for event in said if event["event"] == "raised"] == ["TrainingError"]
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path: Ray's sockets lie in it, and theirs may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="mr", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
-    points: Line, on_one_host: Manifest, hosts: TwoHosts, tree: Tree, tmp_path: Path
+    points: Line,
+    on_one_host: Manifest,
+    hosts: TwoHosts,
+    tree: Tree,
+    tmp_path: Path,
+    short_folder: Path,
 ) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     line = points.copy(tmp_path / "line")
@@ -182,7 +195,7 @@ def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
     log = line.root / "second.log"
     hosts.start(
         0, *begin, "--head", "--port=6399", f"--node-ip-address={ADDRESSES[0]}",
-        "--include-dashboard=false", output=log,
+        "--include-dashboard=false", f"--temp-dir={short_folder}", output=log,
     )  # fmt: skip
     hosts.wait_for(0, 6399)
     hosts.start(
