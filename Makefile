@@ -7,13 +7,14 @@ HOME_DIR := $(CURDIR)/dagster_home
 INSTALLED := .venv/installed
 PEERS := .venv-peers/installed
 
-.PHONY: help setup demo test test-services check ui clean peers test-peers
+.PHONY: help setup demo test test-services test-hosts check ui clean peers test-peers
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo    train, evaluate and release a language model, about three minutes on 2 cores'
 	@echo 'make test    run the tests'
 	@echo 'make test-services   run the tests of stores on Azure, GCS and behind nginx; needs npm and nginx'
+	@echo 'make test-hosts      run the tests of training on two hosts (network namespaces: root on Linux)'
 	@echo 'make check   lint, types, import rules, spelling'
 	@echo 'make peers   install the libraries that ours is compared and exchanges data with'
 	@echo 'make test-peers   run the tests that need them'
@@ -53,6 +54,10 @@ test-services: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,azure,gcs,services]'
 	test -x .venv/npm/node_modules/.bin/azurite-blob || npm install --no-audit --no-fund --prefix .venv/npm azurite@3
 	$(BIN)/python -m pytest -m services -n 2
+
+test-hosts: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ray]'
+	$(BIN)/python -m pytest -m hosts
 
 check: setup
 	$(BIN)/ruff check .

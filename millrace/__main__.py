@@ -22,20 +22,22 @@ _STEPS = {
     "pack": "millrace.data.pack:pack",
     "tune": "millrace.tune.study:tune",
     "worker": "millrace.tune.worker:run_worker",
-    "train": "millrace.train.elastic:launch_ranks",
-    "rank": "millrace.train.rank:run_rank",
+    "train": "millrace.train.launcher:launch_ranks",
+    "rank": "millrace.train.member:run_member",
     "evaluate": "millrace.evaluate:evaluate",
     "release": "millrace.release:release",
 }
 # What a person types.
 _COMMANDS = {
     "export": "millrace.export:main",
+    "join": "millrace.train.launcher:main",
     "predict": "millrace.predict:main",
     "report": "millrace.report:main",
 }
 USAGE = """usage: python -m millrace predict PIPELINE [--help]     ask a released model
        python -m millrace report PIPELINE [--help]      what was made, how good, at what cost
        python -m millrace export PIPELINE [--help]      its samples in another format
+       python -m millrace join PIPELINE                 train as one more host of its training
 """
 
 

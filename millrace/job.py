@@ -1,6 +1,6 @@
 """What a process of ours is to make."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,5 +29,9 @@ class Job(Frozen):
     """Price of the machine the job runs on."""
     mtbf_hours: Annotated[float, Field(gt=0)] = 2000.0
     """Between failures of that machine, which decides how often a training checkpoints."""
+    launcher: Literal["local", "ray", "torchrun"] = "local"
+    """The engine that starts the ranks of a training."""
+    network_source: str = ""
+    """The text of the user's network file, in a job that other hosts take up."""
     storage_price: StoragePrice = StoragePrice()
     """Price of the store, which decides how hard shards are compressed."""

@@ -16,6 +16,7 @@ def build_resources() -> dict[str, dg.ConfigurableResource]:  # type: ignore[typ
     MILLRACE_STORE    URL of the store (default: dagster_home/store)
     MILLRACE_WORK     local folder for studies and scratch (default: dagster_home/work)
     MILLRACE_MACHINE  kind of this machine in resources/prices.yaml (default: local)
+    MILLRACE_COMPUTE  what starts the ranks of a training: local, ray or torchrun (default: local)
     """
     home = Path(os.environ.get("DAGSTER_HOME", "dagster_home")).absolute()
     return {
@@ -23,5 +24,6 @@ def build_resources() -> dict[str, dg.ConfigurableResource]:  # type: ignore[typ
         "compute": Compute(
             work=os.environ.get("MILLRACE_WORK", str(home / "work")),
             machine=os.environ.get("MILLRACE_MACHINE", "local"),
+            launcher=os.environ.get("MILLRACE_COMPUTE", "local"),
         ),
     }

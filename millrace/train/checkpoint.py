@@ -38,7 +38,7 @@ from millrace.train.parts import (
     state_of,
     whole,
 )
-from millrace.train.world import COLLECTIVE_TIMEOUT, World
+from millrace.train.world import World, patience
 
 KEEP = 2
 NOUN = "checkpoint"
@@ -294,7 +294,7 @@ class Checkpoints:
     def _hear(self, number: int, rank: int) -> dict[str, Any]:
         store = dist.distributed_c10d._get_default_store()
         key = f"millrace/checkpoint/{number}/{rank}"
-        deadline = time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+        deadline = time.monotonic() + patience().total_seconds()
         pause = threading.Event()
         # Looked for, not waited for: a waiting call would lock the store to the training's threads.
         while not store.check([key]):

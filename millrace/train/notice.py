@@ -4,6 +4,9 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a rank that has heeded a notice; there is a checkpoint to go on from."""
+
 
 class Notice:
     """From entering to leaving, SIGTERM is noted instead of ending the process."""

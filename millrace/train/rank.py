@@ -19,7 +19,7 @@ from millrace.train.choice import settle
 from millrace.train.guard import back_to
 from millrace.train.lookout import Lookout, Seen
 from millrace.train.loop import Trainer, TrainingData
-from millrace.train.notice import Notice
+from millrace.train.notice import STOPPED, Notice
 from millrace.train.proof import Proof, replay
 from millrace.train.watch import Watch, scale_of
 from millrace.train.world import World
@@ -148,8 +148,8 @@ class Attempt:
         self._save()
         self.checkpoints.finish()
         self._world.wait()
-        if not self._world.is_first:
-            raise SystemExit(1)  # the first rank says why
+        if not self._world.is_first:  # the first rank says why
+            raise SystemExit(STOPPED if seen.must_stop else 1)
         step, steps, at = self.trainer.step, self.trainer.steps, self.checkpoints.published_at
         emit("stopped", step=step, checkpoint=at, by="SIGTERM" if seen.must_stop else "budget")
         if not seen.must_stop:

@@ -1,5 +1,6 @@
 """The ranks of one training: who this process is, on which device, and how they add up."""
 
+import ipaddress
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,8 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from millrace.telemetry import log
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=5)
+from millrace.train.hosts import interface_of, local_address
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class World:
 
     @classmethod
     def join(cls) -> "World":
-        """Join the process group torch elastic describes in the environment.
+        """Join the process group that the launcher describes in the environment.
 
         nccl where every rank on this machine has a GPU of its own, else gloo on CPU with the
         cores shared out.
@@ -34,9 +34,10 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         else:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+            torch.set_num_threads(num_threads(local_size))
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        _choose_interface()
+        dist.init_process_group(backend, timeout=patience())
         return cls(rank, size, device)
 
     @classmethod
@@ -77,6 +78,33 @@ class World:
         """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+def patience() -> timedelta:
+    """How long ranks wait for each other: a dead one ends all of them in bounded time."""
+    return timedelta(seconds=float(os.environ.get("MILLRACE_COLLECTIVE_SECONDS", "300")))
+
+
+def num_threads(local_size: int) -> int:
+    """Threads of a rank on the CPU: OMP_NUM_THREADS, else its share of the cores it may use."""
+    if told := os.environ.get("OMP_NUM_THREADS"):
+        return int(told)
+    usable = getattr(os, "sched_getaffinity", None)  # macOS has none
+    cores = len(usable(0)) if usable else (os.cpu_count() or 1)
+    return max(1, cores // local_size)
+
+
+def _choose_interface() -> None:
+    """Have gloo and nccl talk over the network by which the first rank is reached.
+
+    Left alone, gloo takes the one that the host's own name leads to, which may be no way out.
+    """
+    own = local_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    name = interface_of(own)
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if not ipaddress.ip_address(own).is_loopback:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def choose_device(local_rank: int, local_size: int, *, is_first: bool) -> torch.device:
