@@ -1,7 +1,6 @@
 """The manifests and templates of deploy/ are what their schemas and our launchers take."""
 
 import copy
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,6 @@ from millrace.train.hosts import Hosts
 from resources.compute import LAUNCHERS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-SCHEMA = json.loads(Path(__file__).with_name("schemas").joinpath("rayjob-v1.json").read_text())
 VERSIONS = ("1.33", "1.35", "1.37")
 # The long options of sbatch (Slurm 25.05) that a #SBATCH line may carry and that we know.
 DIRECTIVES = {
@@ -35,6 +33,69 @@ DIRECTIVES = {
     "thread-spec", "threads-per-core", "time", "time-min", "tmp", "tres-per-task", "use-min-nodes",
     "wait", "wait-all-nodes", "wckey",
 }  # fmt: skip
+
+
+def fields(required: str = "", **types: Any) -> dict[str, Any]:
+    """The schema of an object that has these fields and no others."""
+    properties = {
+        name: {"type": told} if isinstance(told, str) else told for name, told in types.items()
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
+
+
+# The fields of KubeRay 1.7's RayJob (ray.io/v1) that we use or may come to use; what lies inside a
+# `template` is a pod, which the schema of Kubernetes takes.
+GROUP: dict[str, Any] = {
+    "rayStartParams": {"type": "object", "additionalProperties": {"type": "string"}},
+    "template": "object",
+    "labels": "object",
+    "resources": "object",
+}
+SCHEMA = fields(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata="object",
+    spec=fields(
+        activeDeadlineSeconds="integer",
+        backoffLimit="integer",
+        entrypoint="string",
+        entrypointNumCpus="number",
+        entrypointNumGpus="number",
+        runtimeEnvYAML="string",
+        shutdownAfterJobFinishes="boolean",
+        submissionMode="string",
+        submitterPodTemplate="object",
+        suspend="boolean",
+        ttlSecondsAfterFinished="integer",
+        rayClusterSpec=fields(
+            "headGroupSpec",
+            autoscalerOptions="object",
+            enableInTreeAutoscaling="boolean",
+            gcsFaultToleranceOptions="object",
+            rayVersion="string",
+            headGroupSpec=fields("template", serviceType="string", **GROUP),
+            workerGroupSpecs={
+                "type": "array",
+                "items": fields(
+                    "groupName maxReplicas minReplicas template",
+                    groupName="string",
+                    idleTimeoutSeconds="integer",
+                    maxReplicas="integer",
+                    minReplicas="integer",
+                    numOfHosts="integer",
+                    replicas="integer",
+                    **GROUP,
+                ),
+            },
+        ),
+    ),
+)
 
 
 def documents(name: str) -> list[dict[str, Any]]:

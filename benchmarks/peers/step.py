@@ -184,7 +184,7 @@ def huggingface(case: Case) -> None:
         def forward(self, tokens: Tensor) -> dict[str, Tensor]:
             return {"loss": loss_of(self.network, tokens)}
 
-    class Marks(TrainerCallback):
+    class Marks(TrainerCallback):  # type: ignore[misc]  # of a library that is not looked into
         def on_step_end(self, *_: Any, **__: Any) -> None:
             case.mark()
 
