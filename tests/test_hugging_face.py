@@ -88,6 +88,7 @@ def test_its_weights_are_saved_once_and_loaded_whole_where_some_are_tied(tmp_pat
     assert torch.equal(other(tokens), network(tokens))
     names = [name for name in network.state_dict() if "lm_head" in name or "wte" in name]
     assert len(names) == 1
+    assert isinstance(network.blocks, torch.nn.ModuleList)
     assert len(network.blocks) == 2
 
 
