@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from millrace.answers.text_classification import classify
 from millrace.errors import SpecError
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
+from millrace.released import Released
 from millrace.spec import HuggingFaceNetwork, PipelineSpec
 from millrace.train.checkpoint import load_weights, weights_to_bytes
+from tests.pipelines_for_tests import Line, build_texts
 
 transformers: Any = pytest.importorskip(
     "transformers", reason="the extra `transformers` is not installed"
@@ -38,10 +41,10 @@ def _save_gpt(folder: Path, **options: Any) -> None:
     transformers.GPT2LMHeadModel(config).save_pretrained(folder, **options)
 
 
-def _save_classifier(folder: Path) -> None:
+def _save_classifier(folder: Path, *known: str, positions: int) -> None:
     tokenizers: Any = pytest.importorskip("tokenizers")
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "good", "bad", "so", "so,"]
+    words = ["[PAD]", "[UNK]", *known]
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -49,8 +52,8 @@ def _save_classifier(folder: Path) -> None:
         folder
     )
     config = transformers.BertConfig(
-        vocab_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=8,
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=positions,
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(folder)
 
@@ -88,6 +91,7 @@ def test_its_weights_are_saved_once_and_loaded_whole_where_some_are_tied(tmp_pat
     assert torch.equal(other(tokens), network(tokens))
     names = [name for name in network.state_dict() if "lm_head" in name or "wte" in name]
     assert len(names) == 1
+    assert isinstance(network.blocks, torch.nn.ModuleList)
     assert len(network.blocks) == 2
 
 
@@ -106,7 +110,7 @@ def test_without_its_weights_it_begins_with_new_ones_of_the_current_random_state
 
 
 def test_a_local_model_classifies_texts_by_its_own_tokens_and_learns(tmp_path: Path) -> None:
-    _save_classifier(tmp_path / "tiny")
+    _save_classifier(tmp_path / "tiny", "good", "bad", "so", positions=8)
     torch.manual_seed(0)
     network = build_network(_spec(), TEXTS, str(tmp_path))
     texts = [b"good so good", b"bad bad", b"so so so so so so so so so so so so"]
@@ -123,6 +127,25 @@ def test_a_local_model_classifies_texts_by_its_own_tokens_and_learns(tmp_path: P
 
     assert logits.argmax(1).tolist() == [0, 1, 2]
     torch.testing.assert_close(network(batch[:2, :20]), logits[:2])
+
+
+def test_a_local_model_is_trained_and_released_as_a_text_classifier(tmp_path: Path) -> None:
+    line = build_texts(tmp_path)
+    words = ("flour", "wheel", "grain", "anchor", "quay", "mast", "cedar", "moss", "fern")
+    _save_classifier(tmp_path / "source" / "tiny", *words, positions=40)
+    spec = line.spec.model_dump() | {"network": "hf:tiny"}
+    spec["train"] = spec["train"] | {"steps": 60, "ranks": 1, "learning_rate": 3e-3}
+    line = Line(tmp_path, PipelineSpec.model_validate(spec))
+
+    for verb, noun in (("train", "checkpoint"), ("evaluate", "evaluation"), ("release", "release")):
+        made = line.run(verb, line.job(noun))
+
+    assert made.facts["verdict"].startswith("pass")
+    released = Released(str(tmp_path / "store"), line.job().pipeline, tmp_path / "source")
+    assert released.classes == ["mill", "port", "wood"]
+    answer = classify(released, {"text": "the flour of the wheel"})
+    assert set(answer) == {"mill", "port", "wood"}
+    assert sum(answer.values()) == pytest.approx(1)
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import pytest
 
+from assets.pipeline import build_chain
+from assets.step import PipelineFolder
 from millrace import manifest as manifests
 from millrace.answers.language_model import continue_text
 from millrace.data.ingest import ingest
@@ -20,6 +23,9 @@ from millrace.errors import SpecError
 from millrace.manifest import Manifest
 from millrace.released import Released
 from millrace.spec import PipelineSpec
+from millrace.storage import FsspecStorage
+from resources.compute import Compute
+from resources.storage import Storage
 from tests.pipelines_for_tests import NAME, Line
 
 pytest.importorskip("tokenizers", reason="the extra `tokenizers` is not installed")
@@ -164,3 +170,46 @@ def test_without_the_library_the_error_says_what_to_install(
 
     with pytest.raises(SpecError, match=r"pip install 'millrace\[tokenizers\]'"):
         Tokenizer(_file(line))
+
+
+def test_dagster_learns_a_tokenizer_between_the_source_files_and_the_shards(tmp_path: Path) -> None:
+    line = _line(tmp_path)
+    defs = build_chain(PipelineFolder(NAME, str(line.root / "source"), line.spec))
+    nouns = ("source_files", NOUN, "shards")
+    steps = [
+        asset
+        for asset in defs.assets or ()
+        if isinstance(asset, dg.AssetsDefinition) and asset.key.path[-1] in nouns
+    ]
+    store = str(tmp_path / "dagster")
+    resources = {"storage": Storage(url=store), "compute": Compute(work=str(tmp_path / "work"))}
+
+    first = dg.materialize(steps, resources=resources)
+    learned, shards = _current(store, NOUN), _current(store, "shards")
+    again = dg.materialize(steps, resources=resources)
+
+    assert first.success
+    assert again.success
+    assert shards.inputs[NOUN] == learned.digest
+    assert learned.facts["vocabulary"] == 300
+    assert (_current(store, NOUN), _current(store, "shards")) == (learned, shards)
+
+
+def test_only_a_pipeline_with_a_tokenizer_has_that_step() -> None:
+    plain = _spec(task={"kind": "language_model", "block_bytes": 16})
+
+    without, with_one = (
+        {
+            asset.key.path[-1]
+            for asset in chain.assets or ()
+            if isinstance(asset, dg.AssetsDefinition)
+        }
+        for chain in (build_chain(PipelineFolder(NAME, "", spec)) for spec in (plain, _spec()))
+    )
+
+    assert with_one - without == {NOUN}
+    assert len(without) == 6
+
+
+def _current(store: str, noun: str) -> Manifest:
+    return manifests.current(FsspecStorage(store), NAME, noun)

@@ -54,8 +54,8 @@ class HuggingFaceModel(nn.Module):
         for name, parameter in self.named_parameters(remove_duplicate=False):
             same[id(parameter)].append(name)
         self._first_of = {name: names[0] for names in same.values() for name in names[1:]}
-        self.register_state_dict_post_hook(_without_tied)
-        self.register_load_state_dict_pre_hook(_with_tied)
+        self.register_state_dict_post_hook(_without_tied)  # type: ignore[no-untyped-call]  # torch leaves it so
+        self.register_load_state_dict_pre_hook(_with_tied)  # type: ignore[no-untyped-call]  # torch leaves it so
 
     @property
     def blocks(self) -> nn.ModuleList:
