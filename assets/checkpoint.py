@@ -1,6 +1,6 @@
 """The trained weights: the best spec of the study, data-parallel, resumable at any moment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,7 +9,8 @@ from assets.step import PipelineFolder, Step, Told
 from millrace.manifest import Manifest
 from millrace.models.source import source_digest
 from millrace.pictures import line_chart, markdown
-from millrace.spec import UNKEYED, PipelineSpec
+from millrace.spec import UNKEYED, PipelineSpec, Task
+from millrace.tasks import LOSS_UNITS
 
 _MEASURED = ("tokens_per_second", "mfu", "data_stall", "memory_bytes")
 
@@ -45,21 +46,29 @@ def build_checkpoint(pipeline: PipelineFolder) -> dg.AssetsDefinition:
     return step.build_asset(kind="pytorch", checks=checks, description=__doc__ or "")
 
 
-def _tell(made: Manifest, spec: PipelineSpec) -> Told:
-    facts, measured, curve = made.facts, made.measured, made.facts["curve"]
-    trained = [(p["step"], p["train_loss"]) for p in curve if "train_loss" in p]
-    validated = [(p["step"], p["validation_loss"]) for p in curve if "validation_loss" in p]
-    picture = line_chart(
+def loss_chart(curve: Sequence[Mapping[str, float]], task: Task) -> str:
+    """A checkpoint's curve in the unit of its task's loss, as SVG."""
+    return line_chart(
         "Loss",
-        {"training": trained, "validation": validated},
+        {"training": _points(curve, "train_loss"), "validation": _points(curve, "validation_loss")},
         x_label="step",
-        y_label="nats",
+        y_label=LOSS_UNITS[task.baselines],
         log_y=True,
     )
-    first, last = trained[0][1], validated[-1][1]
+
+
+def _points(curve: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+    return [(point["step"], point[name]) for point in curve if name in point]
+
+
+def _tell(made: Manifest, spec: PipelineSpec) -> Told:
+    facts, measured, curve = made.facts, made.measured, made.facts["curve"]
+    first = _points(curve, "train_loss")[0][1]
+    last = _points(curve, "validation_loss")[-1][1]
+    picture = loss_chart(curve, spec.task)
     metadata = {
         "loss": dg.MetadataValue.md(markdown(picture, "loss")),
-        "train_loss": trained[-1][1],
+        "train_loss": _points(curve, "train_loss")[-1][1],
         "validation_loss": last,
         "parameters": facts["parameters"],
         "steps": facts["steps"],

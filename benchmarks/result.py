@@ -141,11 +141,12 @@ def write(
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     cores = os.cpu_count()
     versions = ", ".join(f"{name} {version(name)}" for name in packages.split())
+    command = " ".join(["python -m", f"benchmarks.{theme}", *as_told(sys.argv[1:])])
     text = "\n".join(
         [
             f"# {theme}",
             "",
-            f"- Command: `{' '.join(['python -m', f'benchmarks.{theme}', *sys.argv[1:]])}`",
+            f"- Command: `{command}`",
             f"- Hardware: {cores} cores, {platform.machine()}, GPU: {_gpu()}; "
             f"load before the run {LOAD_BEFORE:.1f} (5 minutes)",
             f"- Versions: Python {platform.python_version()}, {versions}",
@@ -167,6 +168,14 @@ def write(
         **{table.unit: table.told() for table in tables},
     }
     sys.stdout.write(text + "\n" + json.dumps(told) + "\n")
+
+
+def as_told(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments; for a path of this machine alone its last part, as in `DATA`."""
+    return [
+        Path(argument).name.upper() if Path(argument).is_absolute() else argument
+        for argument in arguments
+    ]
 
 
 def _gpu() -> str:

@@ -13,6 +13,14 @@ BASELINES = {
     "text_classification": ("majority", "naive-bayes", "logistic-regression"),
     "maxcut": ("random", "local-search"),
 }
+LOSS_UNITS = {
+    "language_model": "nats per byte",
+    "language_model of token ids": "nats per id",
+    "classification": "nats",
+    "text_classification": "nats",
+    "maxcut": "share of the edges not cut",
+}
+"""What a loss is counted in, by the keys of BASELINES."""
 MOST_VERTICES = 20
 """Of a graph of a `maxcut`: 2**19 amplitudes, 4 MiB for each layer while training."""
 
@@ -74,7 +82,7 @@ class LanguageModelTask(Frozen):
 
     @property
     def baselines(self) -> str:
-        """Key of BASELINES."""
+        """Key of BASELINES and of LOSS_UNITS."""
         return "language_model of token ids" if self.tokens else "language_model"
 
     @property
@@ -114,7 +122,7 @@ class ClassificationTask(Frozen):
 
     @property
     def baselines(self) -> str:
-        """Key of BASELINES."""
+        """Key of BASELINES and of LOSS_UNITS."""
         return "classification"
 
     @model_validator(mode="after")
@@ -156,7 +164,7 @@ class TextClassificationTask(Frozen):
 
     @property
     def baselines(self) -> str:
-        """Key of BASELINES."""
+        """Key of BASELINES and of LOSS_UNITS."""
         return "text_classification"
 
 
@@ -182,7 +190,7 @@ class MaxcutTask(Frozen):
 
     @property
     def baselines(self) -> str:
-        """Key of BASELINES."""
+        """Key of BASELINES and of LOSS_UNITS."""
         return "maxcut"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.orders import BATCH, variances
-from benchmarks.result import Bar
+from benchmarks.result import Bar, as_told
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,3 +59,10 @@ def test_a_bar_is_reached_missed_or_not_measured(
     measured: float, is_ceiling: bool, verdict: str
 ) -> None:
     assert Bar("ratio", measured, 1.0, is_ceiling).verdict == verdict
+
+
+def test_a_result_names_no_path_of_the_machine_it_was_measured_on(tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+
+    assert as_told(["--data", folder, "--case", "maxcut"]) == ["--data", "DATA", "--case", "maxcut"]
+    assert as_told(["--peer-python", ".venv/bin/python"]) == ["--peer-python", ".venv/bin/python"]

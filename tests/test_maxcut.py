@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from assets.checkpoint import loss_chart
 from millrace import manifest as manifests
 from millrace.data.columns import Columns
 from millrace.data.fields import build_encoder
@@ -44,6 +45,13 @@ def current(line: Line, noun: str) -> Manifest:
 
 def stored(line: Line, split: str) -> Columns:
     return next(Samples(line.storage, current(line, "shards"), split).batches(1000))
+
+
+def test_the_loss_is_drawn_in_the_unit_of_its_task(line: Line) -> None:
+    svg = loss_chart(current(line, "checkpoint").facts["curve"], line.spec.task)
+
+    assert "share of the edges not cut" in svg
+    assert "nats" not in svg
 
 
 def test_a_sample_is_a_number_for_each_pair_and_the_largest_cut() -> None:

@@ -8,6 +8,7 @@ from millrace.errors import SpecError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.spec import NOT_SEARCHED, PipelineSpec, sentences
+from millrace.tasks import BASELINES, LOSS_UNITS
 from tests.spec_table import SECTIONS
 
 BuildSpec = Callable[..., PipelineSpec]
@@ -385,3 +386,7 @@ def test_every_field_a_user_writes_has_a_description() -> None:
     }
 
     assert not bare
+
+
+def test_each_task_has_baselines_and_a_unit_of_its_loss() -> None:
+    assert set(LOSS_UNITS) == set(BASELINES)

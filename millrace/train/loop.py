@@ -269,7 +269,7 @@ class Trainer:
         self.curve.append({"step": self.step, "train_loss": loss / weight})
 
     def validate(self) -> dict[str, float]:
-        """Mean loss in nats and the metric on a seeded selection of the validation split.
+        """Mean loss and the metric on a seeded selection of the validation split.
 
         The selection is the same for any world size and at every step, so points of the curve
         compare; the first samples in stored order would be of one class where labels are folders.

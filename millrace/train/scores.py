@@ -10,7 +10,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Scores:
-    """Per sample: loss in nats, what the metric adds up, and the weight both are divided by."""
+    """Per sample: loss in a unit of LOSS_UNITS, what the metric adds up, and what divides both."""
 
     loss_B: Tensor
     metric_B: Tensor
