@@ -55,6 +55,17 @@ def join(hosts: TwoHosts, line: Line, **variables: str) -> None:
     )  # fmt: skip
 
 
+def until(kind: str, following: Iterator[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """The events up to the first of a kind, which must come."""
+    said = []
+    for event in following:
+        said.append(event)
+        yield event
+        if event["event"] == kind:
+            return
+    raise AssertionError(f"no {kind} came: {said[-8:]}")
+
+
 def made_by(line: Line, said: list[dict[str, object]]) -> Manifest:
     paths = [str(event["path"]) for event in said if event["event"] == "made"]
     words = (line.root / "second.log").read_text()
@@ -80,7 +91,7 @@ def test_a_second_host_whose_processes_are_killed_comes_back_and_the_bits_stay(
     line = points.copy(tmp_path / "line")
     join(hosts, line)
     following = first(hosts, line)
-    next(event for event in following if event["event"] == "checkpoint")
+    list(until("checkpoint", following))
 
     tree.kill(f"millrace join {NAME}")
     join(hosts, line)
@@ -97,7 +108,7 @@ def test_an_elastic_training_does_without_a_host_that_is_cut_off(
     elastic = {"MILLRACE_NNODES": "1:2"}
     join(hosts, line, **elastic)
     following = first(hosts, line, elastic)
-    next(event for event in following if event["event"] == "checkpoint")
+    list(until("checkpoint", following))
 
     hosts.cut()
     said = list(following)
@@ -117,7 +128,7 @@ def test_a_second_host_that_is_told_to_leave_saves_first_and_is_done_without(
     unsaved = line.spec.train.model_dump() | {"steps": 3000, "checkpoint_every": 10**6}
     join(hosts, line, **elastic)
     following = first(hosts, line, elastic, train=unsaved)
-    next(event for event in following if event["event"] == "progress" and event["done"])
+    list(until("progress", following))
 
     for pid in tree.pids(f"millrace join {NAME}"):
         os.kill(pid, signal.SIGTERM)
@@ -137,7 +148,7 @@ def test_an_elastic_training_takes_in_a_host_that_comes_later(
     elastic = {"MILLRACE_NNODES": "1:2"}
     longer = line.spec.train.model_dump() | {"steps": 100_000}  # than the test looks
     following = first(hosts, line, elastic, train=longer)
-    next(event for event in following if event["event"] == "checkpoint")
+    list(until("checkpoint", following))
 
     join(hosts, line, **elastic)
     said = []
@@ -205,7 +216,7 @@ def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
     path = write(line.job("checkpoint"), line.root / "follower.json", launcher="ray")
 
     following = events(hosts.start(0, "-c", FOLLOWER, "train", path, RAY_ADDRESS=head))
-    said = [next(event for event in following if event["event"] == "checkpoint")]
+    said = list(until("checkpoint", following))
     tree.kill("millrace rank")
     said += following
     made = made_by(line, said)

@@ -56,4 +56,4 @@ def test_an_error_of_a_rank_ends_a_training_on_ray(
     with pytest.raises(TrainingError, match="the loss is nan"):
         list(follow("train", job.model_copy(update={"launcher": "ray"})))
 
-    assert not line.storage.list(f"{NAME}/checkpoint")
+    assert not [path for path in line.storage.list(f"{NAME}/checkpoint") if "manifest" in path]

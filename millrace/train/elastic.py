@@ -114,7 +114,9 @@ def _run(job: Job, hosts: Hosts, ranks: int, *, restarts: int) -> None:
             int(os.environ.get("MILLRACE_JOIN_SECONDS", JOIN_SECONDS)),
         )
         result = _agent(meeting, path, ranks, restarts).run()
-        if result is not None and result.is_failed():
+        if result is None:  # torch's word for a rendezvous that another host has closed
+            _raise_told(asked, meeting)
+        elif result.is_failed():
             _raise_failure(asked, result, meeting, hosts)
     except RendezvousClosedError:
         _raise_told(asked, meeting)
