@@ -184,6 +184,28 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def on_ray(
+    hosts: TwoHosts, line: Line, folder: Path, cpus: int, **sections: Any
+) -> Iterator[dict[str, object]]:
+    """Start a Ray cluster of both hosts, and the training on it; its events."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    head, log = f"{ADDRESSES[0]}:6399", line.root / "second.log"
+    begin = ("-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
+    hosts.start(
+        0, *begin, f"--num-cpus={cpus}", "--head", "--port=6399",
+        f"--node-ip-address={ADDRESSES[0]}", "--include-dashboard=false", f"--temp-dir={folder}",
+        output=log, RAY_health_check_period_ms="2000", RAY_health_check_timeout_ms="4000",
+    )  # fmt: skip
+    hosts.wait_for(0, 6399)
+    hosts.start(
+        1, *begin, f"--num-cpus={cpus}", f"--address={head}",
+        f"--node-ip-address={ADDRESSES[1]}", "--node-manager-port=6400", output=log,
+    )  # fmt: skip
+    hosts.wait_for(1, 6400)  # else the driver may count one node, and place all ranks there
+    path = write(line.job("checkpoint", **sections), line.root / "follower.json", launcher="ray")
+    return events(hosts.start(0, "-c", FOLLOWER, "train", path, output=None, RAY_ADDRESS=head))
+
+
 def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
     points: Line,
     on_one_host: Manifest,
@@ -192,30 +214,9 @@ def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
     tmp_path: Path,
     short_folder: Path,
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     line = points.copy(tmp_path / "line")
-    head = f"{ADDRESSES[0]}:6399"
-    begin = (
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--block",
-        "--num-cpus=1",
-        "--disable-usage-stats",
-    )
-    log = line.root / "second.log"
-    hosts.start(
-        0, *begin, "--head", "--port=6399", f"--node-ip-address={ADDRESSES[0]}",
-        "--include-dashboard=false", f"--temp-dir={short_folder}", output=log,
-    )  # fmt: skip
-    hosts.wait_for(0, 6399)
-    hosts.start(
-        1, *begin, f"--address={head}",
-        f"--node-ip-address={ADDRESSES[1]}", output=log,
-    )  # fmt: skip
-    path = write(line.job("checkpoint"), line.root / "follower.json", launcher="ray")
 
-    following = events(hosts.start(0, "-c", FOLLOWER, "train", path, RAY_ADDRESS=head))
+    following = on_ray(hosts, line, short_folder, cpus=1)
     said = list(until("checkpoint", following))
     tree.kill("millrace rank")
     said += following
@@ -223,3 +224,24 @@ def test_two_nodes_of_ray_end_with_the_bits_of_one_host_and_outlive_a_lost_rank(
 
     assert made.measured["resumed_at"] >= 50
     assert made.digest == on_one_host.digest
+
+
+def test_ray_goes_on_with_all_ranks_on_the_node_that_is_left(
+    points: Line,
+    hosts: TwoHosts,
+    tmp_path: Path,
+    short_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line, unbroken = points.copy(tmp_path / "line"), points.copy(tmp_path / "unbroken")
+    longer = line.spec.train.model_dump() | {"steps": 6000, "checkpoint_every": 200}
+
+    following = on_ray(hosts, line, short_folder, cpus=2, train=longer)
+    said = list(until("checkpoint", following))
+    hosts.cut()
+    said += following
+    made = made_by(line, said)
+
+    assert made.measured["resumed_at"] >= 200
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert made.digest == unbroken.run("train", unbroken.job("checkpoint", train=longer)).digest
