@@ -1,6 +1,7 @@
 """Stores of every kind, and builders of small pipelines, for all tests."""
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ STORES = (
     pytest.param("azure", marks=pytest.mark.services),
     pytest.param("gcs", marks=pytest.mark.services),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Ctrl-C arrives here and in children, also where a shell started the tests to ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
