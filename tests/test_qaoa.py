@@ -11,7 +11,8 @@ from millrace.graphs import largest_cuts, num_pairs, to_pairs
 from millrace.models.facts import DataFacts
 from millrace.models.qaoa import Qaoa
 
-ANGLES = Path("/work/shared/data/qaoa/fixed_angles_3_regular.json")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ANGLES = SHARED / "qaoa" / "fixed_angles_3_regular.json"
 # Fixed angles for 3-regular graphs and the share of edges that they cut on trees without end
 # (Wurtz and Lykov 2021, arXiv 2107.00677).
 FIXED: dict[int, tuple[list[float], list[float], float]] = {
