@@ -15,8 +15,9 @@ USABLE_SHARE = 0.8
 """Of free memory: the rest is for temporaries, the allocator's gaps and a second batch."""
 TEMPORARIES = 1.5
 """Peak of a backward to what the forward kept for it: gradients of activations come on top."""
-WORTH_MEASURING_SECONDS = 30.0
-"""A training shorter than this goes on as it is: measuring would cost a notable share of it."""
+WORTH_MEASURING_SECONDS = 120.0
+"""A training shorter than this goes on as it is: measuring would cost a notable share of it, and
+its bits would depend on how busy the machine was meanwhile."""
 WORTH_COMPILING_SECONDS = 300.0
 """Compiling takes about a minute: it must be able to save more than that."""
 LEAST_GAIN = 1.15
