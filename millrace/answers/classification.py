@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from millrace.answers.labels import most_likely, shares_of
-from millrace.answers.records import answer_records
+from millrace.answers.labels import answer_classes, shares_of
 from millrace.data.fields import build_encoder
 from millrace.data.images import decoded
 from millrace.data.values import LabelIndex
@@ -16,11 +15,7 @@ from millrace.released import Released
 
 def answer(released: Released, asked: Namespace) -> int:
     """Print the class of every record of a file or of standard input; the exit status."""
-
-    def told(record: Mapping[str, Any]) -> dict[str, Any]:
-        return most_likely(classify(released, record))
-
-    return answer_records(released.source, asked.input, told)
+    return answer_classes(released, asked, classify)
 
 
 def classify(released: Released, record: Mapping[str, Any]) -> dict[str, float]:

@@ -32,8 +32,8 @@ from millrace.train.guard import MOST_ROLL_BACKS, Guard, Spike, back_to
 from millrace.train.meter import Spent
 from millrace.train.objective import build_objective, mean_loss, to_batch
 from millrace.train.optim import build_optimizer, learning_rate, set_learning_rate
-from millrace.train.parallel import accumulating, lay_out, precise, whole
-from millrace.train.parts import put_whole
+from millrace.train.parallel import accumulating, lay_out, precise
+from millrace.train.parts import put_whole, whole
 from millrace.train.scores import Batch, Scores
 from millrace.train.strategy import Strategy
 from millrace.train.world import World

@@ -111,11 +111,3 @@ def precise(strategy: Strategy, device: torch.device) -> torch.autocast:
     """The context of a forward."""
     is_bfloat16 = strategy.precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, on every rank: every rank must ask."""
-    # Imported here, as above.
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
