@@ -1,0 +1,87 @@
+"""The network of a release, rebuilt to be scored beside a checkpoint, or why it cannot be."""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from millrace.data.tokenizer import FILE as TOKENIZER
+from millrace.data.tokenizer import tokenizer_of_shards
+from millrace.errors import SpecError
+from millrace.frozen import Frozen
+from millrace.job import Job
+from millrace.manifest import Manifest
+from millrace.models.build import build_network
+from millrace.models.facts import DataFacts
+from millrace.models.source import source_digest
+from millrace.spec import CustomNetwork, Network, Task, has_tokenizer
+from millrace.storage import Storage
+from millrace.train.checkpoint import WEIGHTS, load_weights
+
+SPEC = "spec.json"
+
+
+class IncomparableError(Exception):
+    """A release cannot be scored on the current test split; the message says why."""
+
+
+class _Described(Frozen):
+    """The part of a release's spec.json that a comparison needs."""
+
+    network: Network
+    task: Task
+    classes: list[str]
+    facts: dict[str, Any]
+
+
+def rebuild(job: Job, storage: Storage, release: Manifest, shards: Manifest) -> nn.Module:
+    """The released network with its weights, fit for the current test split.
+
+    Raises:
+        IncomparableError: The release is of another task, other classes, another tokenizer or
+            another version of the user's code.
+    """
+    spec = json.loads(release.file(SPEC).read(storage))
+    try:
+        described = _Described.model_validate(
+            {name: spec[name] for name in _Described.model_fields}
+        )
+    except (KeyError, ValidationError) as error:
+        raise IncomparableError("its spec is of another version of Millrace") from error
+    _refuse_other_task(job, described, shards)
+    if has_tokenizer(job.spec.task):
+        encoded = release.file(TOKENIZER).read(storage)
+        if encoded != tokenizer_of_shards(storage, shards):
+            raise IncomparableError("texts are encoded by another tokenizer since")
+    _refuse_other_code(job, described.network, release)
+    try:
+        facts = DataFacts.from_dict(described.facts)
+        network = build_network(described.network, facts, job.folder)
+        load_weights(network, release.file(WEIGHTS).read(storage))
+    except (SpecError, RuntimeError) as error:  # the latter where weights do not fit
+        raise IncomparableError(f"its network cannot be rebuilt: {error}") from error
+    return network
+
+
+def _refuse_other_task(job: Job, described: _Described, shards: Manifest) -> None:
+    released, asked = described.task.model_dump(), job.spec.task.model_dump()
+    names = sorted(name for name in released | asked if released.get(name) != asked.get(name))
+    if names:
+        raise IncomparableError(f"its task differs in {', '.join(names)}")
+    if described.classes != list(shards.facts["classes"]):
+        told = sorted(set(described.classes) ^ set(shards.facts["classes"]))
+        raise IncomparableError(f"its classes differ: {', '.join(told)}")
+
+
+def _refuse_other_code(job: Job, network: Network, release: Manifest) -> None:
+    """The user's code is never run from the store: only her own file, if it is the released one."""
+    if not isinstance(network, CustomNetwork):
+        return
+    name = network.file_name.rpartition("/")[2]
+    try:
+        found = source_digest(network, job.folder)
+    except SpecError as error:
+        raise IncomparableError(f"its network's file {name} is gone") from error
+    if found != release.file(name).sha256:
+        raise IncomparableError(f"its network's file {name} was changed since")

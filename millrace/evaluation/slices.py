@@ -1,0 +1,67 @@
+"""Slices: test records divided by a property, so that each part can be judged by itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from millrace.evaluation.intervals import Numbers
+from millrace.evaluation.origins import Origins
+
+NUM_LENGTHS = 4
+MOST_SLICES = 20
+"""Of one property, classes apart: the smallest beyond are put together."""
+REST = "(others)"
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Test records divided by one property.
+
+    Args:
+        names: Of the slices.
+        number: (records,) each record's slice.
+    """
+
+    names: Sequence[str]
+    number: Numbers
+
+
+def by_class(labels: Numbers, classes: Sequence[str]) -> Slices:
+    """A slice for each class that occurs among the records' labels."""
+    present, number = np.unique(labels, return_inverse=True)
+    return Slices([classes[label] for label in present], number)
+
+
+def by_folder(origins: Origins) -> Slices:
+    """A slice for each folder of source files; `.` is where the url's fixed part ends."""
+    return _largest([path.rpartition("/")[0] or "." for path in origins.paths], origins)
+
+
+def by_source(origins: Origins) -> Slices:
+    """A slice for each named source, whose name the listed paths begin with."""
+    return _largest([path.partition("/")[0] for path in origins.paths], origins)
+
+
+def by_length(lengths: Numbers, unit: str) -> Slices:
+    """Quarters of the records by length, fewer where many are equally long."""
+    shares = np.arange(1, NUM_LENGTHS) / NUM_LENGTHS
+    ends = np.unique(np.quantile(lengths, shares, method="lower"))
+    ends = ends[ends < lengths.max()]
+    names = [f"up to {end:,} {unit}" for end in ends.tolist()]
+    names.append(f"above {ends[-1]:,} {unit}" if len(ends) else f"{lengths[0]:,} {unit}")
+    return Slices(names, np.searchsorted(ends, lengths))
+
+
+def _largest(names: Sequence[str], origins: Origins) -> Slices:
+    """A slice for each name of a file, the rest put together; in the order of their names."""
+    distinct, of_file = np.unique(np.array(names), return_inverse=True)
+    of_record = of_file[origins.file]
+    counts = np.bincount(of_record, minlength=len(distinct))
+    ranked = np.argsort(-counts, kind="stable")
+    present = ranked[counts[ranked] > 0]
+    kept = np.sort(present[: MOST_SLICES - 1] if len(present) > MOST_SLICES else present)
+    number = np.full(len(distinct), len(kept))
+    number[kept] = np.arange(len(kept))
+    rest = [REST] if len(kept) < len(present) else []
+    return Slices([*distinct[kept].tolist(), *rest], number[of_record])
