@@ -23,7 +23,7 @@ from millrace.evaluation.intervals import Floats, ratio
 from millrace.evaluation.origins import Origins
 from millrace.evaluation.predecessor import METRICS
 from millrace.evaluation.quality import (
-    Tested,
+    Measured,
     choose_clusters,
     further_facts,
     judge_slices,
@@ -75,9 +75,9 @@ def evaluate(job: Job) -> Manifest:
     log(f"{objective.metric}: scored {len(test)} samples of {len(starts)} records")
     origins = Origins.find(storage, inputs["source_files"], samples["record"][starts])
     clusters, drawn = choose_clusters(origins.file)
-    tested = Tested(records["metric"], records["weight"], objective.higher_is_better, clusters)
+    measured = Measured(records["metric"], records["weight"], objective.higher_is_better, clusters)
     release, released = _score_release(job, storage, inputs, test)
-    estimate = tested.estimate()
+    estimate = measured.estimate()
     facts = {
         "metric": objective.metric,
         "higher_is_better": objective.higher_is_better,
@@ -86,9 +86,9 @@ def evaluate(job: Job) -> Manifest:
         **drawn,
         "estimate": estimate.to_dict(),
         "loss": ratio(records["loss"], records["weight"], clusters).to_dict(),
-        "baselines": _baselines(job, storage, shards, test, tested),
-        "release": release | ({} if released is None else tested.compared(released)),
-        "slices": judge_slices(_slicings(job, samples, origins, test), tested, released),
+        "baselines": _baselines(job, storage, shards, test, measured),
+        "release": release | ({} if released is None else measured.compared(released)),
+        "slices": judge_slices(_slicings(job, samples, origins, test), measured, released),
         "worst": worst_samples(
             samples, test, origins, job.spec.task, tokenizer_of_shards(storage, shards)
         ),
@@ -109,12 +109,12 @@ def _refuse_other_code(job: Job, checkpoint: Manifest) -> None:
 
 
 def _baselines(
-    job: Job, storage: Storage, shards: Manifest, test: Samples, tested: Tested
+    job: Job, storage: Storage, shards: Manifest, test: Samples, measured: Measured
 ) -> dict[str, Any]:
     """The baselines on the same records, by name."""
     train, tokenizer = Samples(storage, shards, "train"), tokenizer_of_shards(storage, shards)
     found = compare(job.spec.task, train, test, tokenizer)
-    return {name: tested.compared(sums) for name, sums in found.items()}
+    return {name: measured.compared(sums) for name, sums in found.items()}
 
 
 def _score_release(

@@ -21,7 +21,7 @@ from millrace.evaluation.slices import Slices
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Measured:
     """Test records, what the metric adds up over them, and which are drawn together.
 
     Args:
@@ -41,10 +41,10 @@ class Tested:
         """Records, or clusters where these are drawn."""
         return len(self.metric) if self.clusters is None else len(np.unique(self.clusters))
 
-    def of(self, chosen: Numbers) -> "Tested":
+    def of(self, chosen: Numbers) -> "Measured":
         """The records that `chosen` (a mask) names."""
         clusters = None if self.clusters is None else self.clusters[chosen]
-        return Tested(self.metric[chosen], self.weight[chosen], self.higher_is_better, clusters)
+        return Measured(self.metric[chosen], self.weight[chosen], self.higher_is_better, clusters)
 
     def estimate(self, *, level: float = LEVEL) -> Estimate:
         """The metric."""
@@ -80,7 +80,7 @@ def choose_clusters(files: Numbers) -> tuple[Numbers | None, dict[str, Any]]:
 
 
 def judge_slices(
-    slicings: Mapping[str, Slices], tested: Tested, released: Floats | None = None
+    slicings: Mapping[str, Slices], measured: Measured, released: Floats | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """The metric of every slice, and its gain over the release, by slicing.
 
@@ -90,7 +90,7 @@ def judge_slices(
 
     Args:
         slicings: How the records are divided.
-        tested: The records.
+        measured: The records.
         released: (records,) what the metric of the release adds up to, if it is compared.
     """
     parts = {
@@ -98,19 +98,19 @@ def judge_slices(
         for slicing, slices in slicings.items()
     }
     judged = sum(
-        tested.of(chosen).num_drawn >= MIN_DRAWN for part in parts.values() for _, chosen in part
+        measured.of(chosen).num_drawn >= MIN_DRAWN for part in parts.values() for _, chosen in part
     )
     level = 1 - (1 - LEVEL) / max(1, judged)
     return {
         slicing: [
-            _judge(name, tested.of(chosen), None if released is None else released[chosen], level)
+            _judge(name, measured.of(chosen), None if released is None else released[chosen], level)
             for name, chosen in part
         ]
         for slicing, part in parts.items()
     }
 
 
-def _judge(name: str, part: Tested, released: Floats | None, level: float) -> dict[str, Any]:
+def _judge(name: str, part: Measured, released: Floats | None, level: float) -> dict[str, Any]:
     told = {
         "name": name,
         "num_records": len(part.metric),

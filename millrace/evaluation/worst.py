@@ -46,7 +46,7 @@ def worst_samples(
             "loss": float(loss[row]),
             "file": printable(origins.paths[origins.file[record[row]]]),
             "record": int(origins.place[record[row]]),
-            "excerpt": printable(_excerpt(*_stored(test, row), words)),
+            "excerpt": printable(excerpt(*_stored(test, row), words)),
         }
         if "probability" in samples:
             answer = int(samples["probability"][row].argmax())
@@ -69,7 +69,7 @@ def _stored(test: Samples, row: int) -> tuple[Columns, int]:
     return test.frame(number), row - int(ends[number] - test.samples_per_frame[number])
 
 
-def _excerpt(columns: Columns, row: int, words: Sequence[bytes]) -> str:
+def excerpt(columns: Columns, row: int, words: Sequence[bytes]) -> str:
     """How a text begins, or a list of token ids where they stand for no words; else nothing."""
     name = next((name for name in ("text", "tokens") if name in columns), "")
     if not name:
