@@ -2,12 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from millrace.frozen import NUMBER, Frozen
+from millrace.frozen import NUMBER, Frozen, unknown_key
 
-Slicing = Literal["class", "folder", "length", "source"]
-"""A property of a record by which test records are divided into slices."""
+PROPERTIES = ("class", "folder", "length", "source")
+FIELD = "field:"
+
+
+def _check_slicing(name: str) -> str:
+    if name not in PROPERTIES and (not name.startswith(FIELD) or name == FIELD):
+        raise ValueError(f"{unknown_key(name, PROPERTIES, 'slicing')}, and field:NAME")
+    return name
+
+
+Slicing = Annotated[str, AfterValidator(_check_slicing)]
+"""A property of records by which they are divided into slices."""
 
 
 class GateSpec(Frozen):
@@ -25,8 +35,9 @@ class GateSpec(Frozen):
     1 % of the metric's value of that release."""
     slices: tuple[Slicing, ...] = ()
     """Properties by which test records are divided, each part judged by itself: `class`; `folder`
-    of the source file; `length` in quarters, of texts; `source`, where `source.url` names several.
-    None may be shown to be worse than the release by more than the tolerance."""
+    of the source file; `length` in quarters, of texts; `source`, where `source.url` names several;
+    `field:NAME`, a field of the record. None may be shown to be worse than the release by more than
+    the tolerance."""
     slice_bars: dict[Slicing, Annotated[float, NUMBER]] = Field(default={})
     """By such a property: value of the metric that the interval of every slice must reach,
     `{class: 0.8}`."""
@@ -35,6 +46,11 @@ class GateSpec(Frozen):
     def slicings(self) -> tuple[Slicing, ...]:
         """All properties to divide by, in alphabetical order."""
         return tuple(sorted({*self.slices, *self.slice_bars}))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of records to divide by, in alphabetical order."""
+        return tuple(name.removeprefix(FIELD) for name in self.slicings if name not in PROPERTIES)
 
     def refuse_unfit(self, *, has_classes: bool, has_lengths: bool, has_sources: bool) -> None:
         """Refuse to divide by what records of a pipeline do not have.

@@ -29,7 +29,7 @@ def origins_of(*paths: str) -> Origins:
     """A record of each path's file, in this order."""
     listed = sorted(set(paths))
     file = np.array([listed.index(path) for path in paths])
-    return Origins(listed, file, np.ones(len(paths), np.int64))
+    return Origins(listed, file, np.ones(len(paths), np.int64), np.arange(len(paths)))
 
 
 def divided(slices: Slices) -> list[str]:
@@ -172,4 +172,4 @@ def test_records_are_found_in_the_files_that_they_were_first_seen_in(tmp_path: P
 
     assert [found.paths[number] for number in found.file] == ["b", "a", "a", "b"]
     assert found.place.tolist() == [3, 2, 1, 1]
-    assert found.num_files == 2
+    assert found.row.tolist() == [4, 1, 0, 2]

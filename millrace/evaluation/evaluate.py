@@ -8,7 +8,7 @@ each slice of records --> metric and gain over the release, corrected for their 
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from millrace import manifest as manifests
 from millrace.baselines.comparison import compare
 from millrace.data.columns import Columns, run_starts
+from millrace.data.properties import Properties
 from millrace.data.samples import Samples
 from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import SpecError, TrainingError
@@ -30,8 +31,9 @@ from millrace.evaluation.quality import (
 )
 from millrace.evaluation.released_network import IncomparableError, rebuild
 from millrace.evaluation.scoring import SUMS, by_record, score
-from millrace.evaluation.slices import Slices, by_class, by_folder, by_length, by_source
+from millrace.evaluation.slices import Slices, by_class, by_folder, by_length, by_name, by_source
 from millrace.evaluation.worst import worst_samples
+from millrace.gates import FIELD
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
@@ -76,6 +78,8 @@ def evaluate(job: Job) -> Manifest:
     origins = Origins.find(storage, inputs["source_files"], samples["record"][starts])
     clusters, drawn = choose_clusters(origins.file)
     measured = Measured(records["metric"], records["weight"], objective.higher_is_better, clusters)
+    properties = Properties.load(storage, inputs["source_files"])
+    slicings = _divide(job, samples, test.classes, origins, properties)
     release, released = _score_release(job, storage, inputs, test)
     estimate = measured.estimate()
     facts = {
@@ -88,7 +92,7 @@ def evaluate(job: Job) -> Manifest:
         "loss": ratio(records["loss"], records["weight"], clusters).to_dict(),
         "baselines": _baselines(job, storage, shards, test, measured),
         "release": release | ({} if released is None else measured.compared(released)),
-        "slices": judge_slices(_slicings(job, samples, origins, test), measured, released),
+        "slices": judge_slices(slicings, measured, released),
         "worst": worst_samples(
             samples, test, origins, job.spec.task, tokenizer_of_shards(storage, shards)
         ),
@@ -139,20 +143,29 @@ def _score_release(
     return {"standing": "compared", **told}, by_record(samples)["metric"]
 
 
-def _slicings(job: Job, samples: Columns, origins: Origins, test: Samples) -> dict[str, Slices]:
+def _divide(
+    job: Job, samples: Columns, classes: Sequence[str], origins: Origins, properties: Properties
+) -> dict[str, Slices]:
     """The test records divided by each property that the gate names."""
-    starts = run_starts(samples["record"])
-    task = job.spec.task
-    unit = "ids" if isinstance(task, LanguageModelTask) and task.reads_ids else "bytes"
-    divide: dict[str, Callable[[], Slices]] = {
-        "class": lambda: by_class(samples["label"][starts], test.classes),
-        "folder": lambda: by_folder(origins),
-        "length": lambda: by_length(
-            np.add.reduceat(samples["length"].astype(np.int64), starts), unit
-        ),
-        "source": lambda: by_source(origins),
-    }
-    return {slicing: divide[slicing]() for slicing in job.spec.gate.slicings}
+    starts, task, gate = run_starts(samples["record"]), job.spec.task, job.spec.gate
+    found: dict[str, Slices] = {}
+    for slicing in gate.slicings:
+        match slicing:
+            case "class":
+                found[slicing] = by_class(samples["label"][starts], classes)
+            case "folder":
+                found[slicing] = by_folder(origins)
+            case "source":
+                found[slicing] = by_source(origins)
+            case "length":
+                lengths = np.add.reduceat(samples["length"].astype(np.int64), starts)
+                is_ids = isinstance(task, LanguageModelTask) and task.reads_ids
+                found[slicing] = by_length(lengths, "ids" if is_ids else "bytes")
+            case field:
+                number = gate.fields.index(field.removeprefix(FIELD))
+                of_record = properties.numbers[origins.row, number]
+                found[slicing] = by_name(properties.values[number], of_record)
+    return found
 
 
 def _describe(

@@ -20,11 +20,13 @@ class Origins:
         paths: Of all source files, as listed.
         file: (records,) the number of each record's file.
         place: (records,) which of its file's usable records it is, from 1 on.
+        row: (records,) which of all usable records it is, from 0 on.
     """
 
     paths: Sequence[str]
     file: Numbers
     place: Numbers
+    row: Numbers
 
     @classmethod
     def find(
@@ -38,9 +40,5 @@ class Origins:
         entries = source_files.facts["files"]
         starts = np.array([entry["records"][0] for entry in entries], np.int64)
         file = np.searchsorted(starts, rows, side="right") - 1  # the last of several is not empty
-        return cls([entry["path"] for entry in entries], file, rows - starts[file] + 1)
-
-    @property
-    def num_files(self) -> int:
-        """Source files that the records come from."""
-        return len(np.unique(self.file))
+        paths = [entry["path"] for entry in entries]
+        return cls(paths, file, rows - starts[file] + 1, rows)

@@ -35,12 +35,31 @@ def by_class(labels: Numbers, classes: Sequence[str]) -> Slices:
 
 def by_folder(origins: Origins) -> Slices:
     """A slice for each folder of source files; `.` is where the url's fixed part ends."""
-    return _largest([path.rpartition("/")[0] or "." for path in origins.paths], origins)
+    return by_name([path.rpartition("/")[0] or "." for path in origins.paths], origins.file)
 
 
 def by_source(origins: Origins) -> Slices:
     """A slice for each named source, whose name the listed paths begin with."""
-    return _largest([path.partition("/")[0] for path in origins.paths], origins)
+    return by_name([path.partition("/")[0] for path in origins.paths], origins.file)
+
+
+def by_name(names: Sequence[str], number: Numbers) -> Slices:
+    """A slice for each name, in their order; the smallest beyond MOST_SLICES are put together.
+
+    Args:
+        names: One or several times each.
+        number: (records,) the place of each record's name.
+    """
+    distinct, place = np.unique(np.array(names), return_inverse=True)
+    of_record = place[number]
+    counts = np.bincount(of_record, minlength=len(distinct))
+    ranked = np.argsort(-counts, kind="stable")
+    present = ranked[counts[ranked] > 0]
+    kept = np.sort(present[: MOST_SLICES - 1] if len(present) > MOST_SLICES else present)
+    slice_of = np.full(len(distinct), len(kept))
+    slice_of[kept] = np.arange(len(kept))
+    rest = [REST] if len(kept) < len(present) else []
+    return Slices([*distinct[kept].tolist(), *rest], slice_of[of_record])
 
 
 def by_length(lengths: Numbers, unit: str) -> Slices:
@@ -51,17 +70,3 @@ def by_length(lengths: Numbers, unit: str) -> Slices:
     names = [f"up to {end:,} {unit}" for end in ends.tolist()]
     names.append(f"above {ends[-1]:,} {unit}" if len(ends) else f"{lengths[0]:,} {unit}")
     return Slices(names, np.searchsorted(ends, lengths))
-
-
-def _largest(names: Sequence[str], origins: Origins) -> Slices:
-    """A slice for each name of a file, the rest put together; in the order of their names."""
-    distinct, of_file = np.unique(np.array(names), return_inverse=True)
-    of_record = of_file[origins.file]
-    counts = np.bincount(of_record, minlength=len(distinct))
-    ranked = np.argsort(-counts, kind="stable")
-    present = ranked[counts[ranked] > 0]
-    kept = np.sort(present[: MOST_SLICES - 1] if len(present) > MOST_SLICES else present)
-    number = np.full(len(distinct), len(kept))
-    number[kept] = np.arange(len(kept))
-    rest = [REST] if len(kept) < len(present) else []
-    return Slices([*distinct[kept].tolist(), *rest], number[of_record])
