@@ -1,6 +1,7 @@
 """Release a checkpoint: gate it, publish an immutable folder, try it before anyone relies on it.
 
-<pipeline>/release/<key>/{weights.safetensors, spec.json, metrics.json, MODEL_CARD.md}
+<pipeline>/release/<key>/{weights.safetensors, spec.json, metrics.json, records.npy,
+                          MODEL_CARD.md}
                          and the user's own network file and tokenizer.json, where there are
 """
 
@@ -16,8 +17,8 @@ from millrace.data.tokenizer import FILE as TOKENIZER
 from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import GateError, TrainingError
 from millrace.evaluation.gate import Outcome, Verdict, decide
-from millrace.evaluation.predecessor import METRICS, NOUN
-from millrace.evaluation.released_network import SPEC
+from millrace.evaluation.predecessor import METRICS, NOUN, RECORDS
+from millrace.evaluation.released_scores import SPEC
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
@@ -65,6 +66,7 @@ def release(job: Job) -> Manifest:
         WEIGHTS: checkpoint.file(WEIGHTS).read(storage),
         SPEC: json.dumps(described, indent=1).encode(),
         METRICS: evaluation.file(METRICS).read(storage),
+        RECORDS: evaluation.file(RECORDS).read(storage),
         CARD: _model_card(job, shards, checkpoint, evaluation, verdict).encode(),
     }
     if tokenizer := tokenizer_of_shards(storage, shards):

@@ -9,7 +9,7 @@ from millrace import manifest as manifests
 from millrace.data.tokenizer import FILE as TOKENIZER
 from millrace.errors import SpecError
 from millrace.evaluation.predecessor import NOUN
-from millrace.evaluation.released_network import SPEC
+from millrace.evaluation.released_scores import SPEC
 from millrace.frozen import Frozen
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts

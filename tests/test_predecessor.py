@@ -1,6 +1,8 @@
 """A checkpoint beside the release before it: which release that is, and what comes of it."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,10 @@ def current(line: Line, noun: str) -> Manifest:
     return manifests.current(line.storage, NAME, noun)
 
 
-def publish_changed(line: Line, noise: float) -> Manifest:
+def publish_changed(line: Line, noise: float, *, shards: str = "") -> Manifest:
     """Make a checkpoint current whose weights are those of the current one, with noise added."""
-    shards, checkpoint = current(line, "shards"), current(line, "checkpoint")
-    facts = DataFacts.from_manifest(shards.facts)
+    checkpoint = current(line, "checkpoint")
+    facts = DataFacts.from_manifest(current(line, "shards").facts)
     network = build_network(line.spec.network, facts, str(line.root / "source"))
     load_weights(network, checkpoint.file(WEIGHTS).read(line.storage))
     generator = torch.Generator().manual_seed(0)
@@ -40,11 +42,8 @@ def publish_changed(line: Line, noise: float) -> Manifest:
     key = f"noise-{noise}"
     path = f"{NAME}/checkpoint/{key}/{WEIGHTS}"
     file = StoredFile.written(line.storage, path, weights_to_bytes(network))
-    return line.publish(
-        Manifest(
-            NAME, "checkpoint", key, inputs=checkpoint.inputs, files=(file,), facts=checkpoint.facts
-        )
-    )
+    inputs = {**checkpoint.inputs} | ({"shards": shards} if shards else {})
+    return line.publish(replace(checkpoint, key=key, inputs=inputs, files=(file,)))
 
 
 def evaluated(line: Line, key: str = "evaluation-2", **sections: Any) -> Manifest:
@@ -145,18 +144,32 @@ def test_the_same_weights_pass_on_other_shards(line: Line) -> None:
     )
 
 
+def publish_other_shards(line: Line) -> None:
+    """Make shards current that hold the same samples, and a checkpoint of other weights of them."""
+    made = current(line, "shards")
+    changed = replace(made, key="other", facts={**made.facts, "source_bytes": 1})
+    line.publish(changed)
+    publish_changed(line, 0.3, shards=changed.digest)
+
+
+def test_on_other_shards_the_released_network_is_rebuilt_and_scored(line: Line) -> None:
+    released = current(line, "evaluation").facts["estimate"]
+    publish_other_shards(line)
+
+    told = evaluated(line).facts["release"]
+
+    assert told["standing"] == "compared"
+    assert {name: told[name] for name in released} == pytest.approx(released)
+
+
 def republish_release(line: Line, **changed: Any) -> None:
     """Make a release current whose spec.json differs."""
     made = current(line, "release")
     spec = json.loads(made.file("spec.json").read(line.storage)) | changed
     path = f"{NAME}/release/other/spec.json"
     file = StoredFile.written(line.storage, path, json.dumps(spec).encode())
-    kept = tuple(file for file in made.files if not file.path.endswith("spec.json"))
-    line.publish(
-        Manifest(
-            NAME, "release", "other", inputs=made.inputs, files=(*kept, file), facts=made.facts
-        )
-    )
+    kept = (file for file in made.files if not file.path.endswith("spec.json"))
+    line.publish(replace(made, key="other", files=(*kept, file)))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +191,7 @@ def test_a_release_that_cannot_be_compared_is_no_baseline_and_the_reason_is_told
     line: Line, changed: dict[str, Any], reason: str
 ) -> None:
     republish_release(line, **changed)
-    publish_changed(line, 1.0)
+    publish_other_shards(line)
 
     facts = evaluated(line).facts
 
@@ -187,13 +200,34 @@ def test_a_release_that_cannot_be_compared_is_no_baseline_and_the_reason_is_told
     assert "no baseline (not comparable: its " in str(decide(line.spec.gate, facts))
 
 
-def test_a_release_of_a_network_file_that_was_changed_since_is_not_run(
-    released_sentences: Line, tmp_path: Path
-) -> None:
-    line = released_sentences.copy(tmp_path / "line")
+def edited(released: Line, folder: Path) -> Line:
+    """A copy whose network file was edited after the release, and trained again."""
+    line = released.copy(folder)
     path = line.root / "source" / "networks.py"
     path.write_text(path.read_text() + "# edited\n")
-    line.run("train", line.job("checkpoint-2"))
+    checkpoint = current(line, "checkpoint")
+    code = hashlib.sha256(path.read_bytes()).hexdigest()
+    line.publish(replace(checkpoint, key="edited", facts={**checkpoint.facts, "code": code}))
+    return line
+
+
+def test_an_edited_network_is_compared_by_what_the_release_scored_on_the_same_shards(
+    released_sentences: Line, tmp_path: Path
+) -> None:
+    line = edited(released_sentences, tmp_path / "line")
+    publish_changed(line, 1e-6)
+
+    told = evaluated(line).facts["release"]
+
+    assert told["standing"] == "compared"
+    assert abs(told["gain"]["value"]) < 1e-4
+
+
+def test_on_other_shards_a_network_file_that_was_edited_is_not_run(
+    released_sentences: Line, tmp_path: Path
+) -> None:
+    line = edited(released_sentences, tmp_path / "line")
+    publish_other_shards(line)
 
     facts = evaluated(line).facts
 

@@ -22,14 +22,14 @@ from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import SpecError, TrainingError
 from millrace.evaluation.intervals import Floats, ratio
 from millrace.evaluation.origins import Origins
-from millrace.evaluation.predecessor import METRICS
+from millrace.evaluation.predecessor import METRICS, RECORDS
 from millrace.evaluation.quality import (
     Measured,
     choose_clusters,
     further_facts,
     judge_slices,
 )
-from millrace.evaluation.released_network import IncomparableError, rebuild
+from millrace.evaluation.released_scores import score_release
 from millrace.evaluation.scoring import SUMS, by_record, score
 from millrace.evaluation.slices import Slices, by_class, by_folder, by_length, by_name, by_source
 from millrace.evaluation.worst import worst_samples
@@ -80,7 +80,7 @@ def evaluate(job: Job) -> Manifest:
     measured = Measured(records["metric"], records["weight"], objective.higher_is_better, clusters)
     properties = Properties.load(storage, inputs["source_files"])
     slicings = _divide(job, samples, test.classes, origins, properties)
-    release, released = _score_release(job, storage, inputs, test)
+    release, released = score_release(job, storage, inputs, test)
     estimate = measured.estimate()
     facts = {
         "metric": objective.metric,
@@ -121,28 +121,6 @@ def _baselines(
     return {name: measured.compared(sums) for name, sums in found.items()}
 
 
-def _score_release(
-    job: Job, storage: Storage, inputs: Mapping[str, Manifest], test: Samples
-) -> tuple[dict[str, Any], Floats | None]:
-    """How the release before stands to the checkpoint, and its metric's sums per test record."""
-    release = inputs.get("release")
-    if release is None:
-        return {"standing": "none"}, None
-    told = {"manifest": release.path, "digest": release.digest}
-    if release.inputs["checkpoint"] == inputs["checkpoint"].digest:
-        return {"standing": "same", **told}, None
-    try:
-        network = rebuild(job, storage, release, inputs["shards"])
-    except IncomparableError as error:
-        log(f"the release {release.digest[:12]} is not comparable: {error}")
-        return {"standing": "not comparable", **told, "reason": str(error)}, None
-    samples = score(network, build_objective(job.spec.task), test)
-    if not np.isfinite(samples["metric"]).all():
-        return {"standing": "not comparable", **told, "reason": "its scores are not finite"}, None
-    log(f"scored the release {release.digest[:12]} on the same samples")
-    return {"standing": "compared", **told}, by_record(samples)["metric"]
-
-
 def _divide(
     job: Job, samples: Columns, classes: Sequence[str], origins: Origins, properties: Properties
 ) -> dict[str, Slices]:
@@ -180,7 +158,7 @@ def _describe(
     np.save(buffer, np.stack([records[name] for name in SUMS], axis=1), allow_pickle=False)
     files = (
         StoredFile.written(storage, f"{folder}/{METRICS}", json.dumps(facts, indent=1).encode()),
-        StoredFile.written(storage, f"{folder}/records.npy", buffer.getvalue()),
+        StoredFile.written(storage, f"{folder}/{RECORDS}", buffer.getvalue()),
     )
     digests = {noun: made.digest for noun, made in inputs.items()}
     return Manifest(job.pipeline, NOUN, job.key, inputs=digests, files=files, facts=facts)

@@ -14,8 +14,8 @@ from millrace.manifest import Manifest
 from millrace.storage import Storage
 
 NOUN = "release"
-METRICS = "metrics.json"
-"""Of a release: the facts of the evaluation that it was released by."""
+METRICS, RECORDS = "metrics.json", "records.npy"
+"""Of a release: the facts of the evaluation that it was released by, and its sums per record."""
 
 
 def find_predecessor(storage: Storage, shards: Manifest, checkpoint: Manifest) -> Manifest | None:

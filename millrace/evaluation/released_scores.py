@@ -1,14 +1,26 @@
-"""The network of a release, rebuilt to be scored beside a checkpoint, or why it cannot be."""
+"""What a release scores on the test split that a checkpoint is evaluated on.
 
+tested on these very shards --> the sums per record that were released with it
+on others                   --> its network, rebuilt, scores the test split of today
+                            --> or cannot be rebuilt for it: not comparable, and why
+"""
+
+import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 from torch import nn
 
+from millrace.data.samples import Samples
 from millrace.data.tokenizer import FILE as TOKENIZER
 from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import SpecError
+from millrace.evaluation.intervals import Floats
+from millrace.evaluation.predecessor import RECORDS
+from millrace.evaluation.scoring import SUMS, by_record, score
 from millrace.frozen import Frozen
 from millrace.job import Job
 from millrace.manifest import Manifest
@@ -17,9 +29,45 @@ from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
 from millrace.spec import CustomNetwork, Network, Task, has_tokenizer
 from millrace.storage import Storage
+from millrace.telemetry import log
 from millrace.train.checkpoint import WEIGHTS, load_weights
+from millrace.train.objective import build_objective
 
 SPEC = "spec.json"
+
+
+def score_release(
+    job: Job, storage: Storage, inputs: Mapping[str, Manifest], test: Samples
+) -> tuple[dict[str, Any], Floats | None]:
+    """How the release stands to the checkpoint, and what its metric adds up to on each test record.
+
+    Args:
+        job: The evaluation's.
+        storage: The store.
+        inputs: Of the evaluation; `release` is the predecessor, if there is one.
+        test: The test split.
+    """
+    release, shards = inputs.get("release"), inputs["shards"]
+    if release is None:
+        return {"standing": "none"}, None
+    told = {"manifest": release.path, "digest": release.digest}
+    if release.inputs["checkpoint"] == inputs["checkpoint"].digest:
+        return {"standing": "same", **told}, None
+    objective = build_objective(job.spec.task)
+    is_tested = release.inputs["shards"] == shards.digest
+    if is_tested and release.facts["metric"] == objective.metric:
+        kept = np.load(io.BytesIO(release.file(RECORDS).read(storage)), allow_pickle=False)
+        return {"standing": "compared", **told}, kept[:, SUMS.index("metric")]
+    try:
+        network = _rebuild(job, storage, release, shards)
+        found = by_record(score(network, objective, test))["metric"]
+        if not np.isfinite(found).all():
+            raise IncomparableError("its scores are not finite")  # noqa: TRY301  one way to tell
+    except IncomparableError as error:
+        log(f"the release {release.digest[:12]} is not comparable: {error}")
+        return {"standing": "not comparable", **told, "reason": str(error)}, None
+    log(f"scored the release {release.digest[:12]} on the same samples")
+    return {"standing": "compared", **told}, found
 
 
 class IncomparableError(Exception):
@@ -35,7 +83,7 @@ class _Described(Frozen):
     facts: dict[str, Any]
 
 
-def rebuild(job: Job, storage: Storage, release: Manifest, shards: Manifest) -> nn.Module:
+def _rebuild(job: Job, storage: Storage, release: Manifest, shards: Manifest) -> nn.Module:
     """The released network with its weights, fit for the current test split.
 
     Raises:
