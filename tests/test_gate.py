@@ -207,7 +207,7 @@ def test_a_hundredth_of_the_releases_metric_is_tolerated_unless_it_is_said_other
     [
         (part("dog", 0.8, 0.9), "pass"),
         (part("dog", 0.7, 0.9), "cannot tell"),
-        (part("dog", 0.6, 0.7, wider=0.05), "fail"),
+        (part("dog", 0.6, 0.7, wider=0.02), "fail"),
         (part("dog", 0.6, 0.7, wider=0.2), "cannot tell"),  # one of many is low by chance
         (part("dog", 0.9, 1.0, num_drawn=MIN_DRAWN - 1), "cannot tell"),
         (part("dog", 0.1, 0.2, num_drawn=MIN_DRAWN - 1), "cannot tell"),

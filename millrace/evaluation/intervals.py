@@ -1,7 +1,9 @@
 """Confidence intervals by bootstrap over records, or over the source files they come from."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -16,7 +18,7 @@ MOST_UNITS = 10_000
 """That are drawn apart. More are first put together at random: groups of independent units are
 independent, and of so many groups the width of an interval is known to one percent."""
 BLOCK = 2**18
-"""Draws at a time: what they need stays in the processor's cache."""
+"""Draws at a time."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,37 @@ def _summed(columns: Floats, groups: Numbers) -> Floats:
 
 def _bootstrap(units: Floats, level: float) -> Estimate:
     sums, weights = units
-    count = len(sums)
-    rng = np.random.default_rng(SEED)
+    times = _times_drawn(len(sums))
     drawn = np.empty(RESAMPLES)
-    step = max(1, BLOCK // count)
-    for start in range(0, RESAMPLES, step):
-        part = drawn[start : start + step]
-        chosen = rng.integers(0, count, (len(part), count))
-        part[:] = sums[chosen].sum(1) / weights[chosen].sum(1)
-    tail = _tail(count, level)
+    for rows in _blocks(len(sums)):
+        # einsum, not a product by BLAS: its sums do not depend on the number of threads.
+        tops, bottoms = np.einsum("ru,cu->cr", times[rows].astype(np.float64), units)
+        drawn[rows] = tops / bottoms
+    tail = _tail(len(sums), level)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(float(sums.sum() / weights.sum()), float(low), float(high))
+
+
+@lru_cache(maxsize=2)
+def _times_drawn(count: int) -> npt.NDArray[np.uint8]:
+    """(RESAMPLES, count) how often each unit is drawn; the same for all compared on these units.
+
+    Kept, they make an interval in a sixth of the time: 1.4 in place of 8.7 ms of 300 records.
+    """
+    rng = np.random.default_rng(SEED)
+    times = np.empty((RESAMPLES, count), np.uint8)
+    for rows in _blocks(count):
+        chosen = rng.integers(0, count, times[rows].shape)
+        chosen += count * np.arange(len(chosen))[:, None]
+        drawn = np.bincount(chosen.ravel(), minlength=chosen.size)
+        times[rows] = drawn.reshape(chosen.shape)
+    return times
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """The resamples, so many at a time that they stay in the processor's cache."""
+    step = max(1, BLOCK // count)
+    return (slice(start, start + step) for start in range(0, RESAMPLES, step))
 
 
 def _tail(count: int, level: float) -> float:
