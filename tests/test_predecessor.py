@@ -25,6 +25,10 @@ from millrace.train.checkpoint import WEIGHTS, load_weights, weights_to_bytes
 from tests.pipelines_for_tests import NAME, Line
 
 
+WIDE = {"tolerance": 0.05}
+"""Of 124 test records a narrower one is undecided, be two networks ever so alike."""
+
+
 def current(line: Line, noun: str) -> Manifest:
     return manifests.current(line.storage, NAME, noun)
 
@@ -75,7 +79,7 @@ def test_a_checkpoint_that_is_released_stands_beside_what_it_was_released_beside
     second = publish_changed(line, 0.001)
     assert find_predecessor(storage, shards, second) == first_release
     evaluated(line)
-    second_release = line.publish(release(line.job("release-2")))
+    second_release = line.publish(release(line.job("release-2", gate=WIDE)))
 
     assert find_predecessor(storage, shards, second) == first_release
     assert find_predecessor(storage, shards, first) == second_release
@@ -99,11 +103,13 @@ def test_released_weights_are_scored_on_the_very_same_records(line: Line) -> Non
     assert told["gain"]["high"] - told["gain"]["low"] < 1.3 * unpaired
 
 
-def test_a_checkpoint_with_all_but_the_released_weights_is_released(line: Line) -> None:
+def test_what_never_differs_from_the_release_is_released_where_records_suffice(line: Line) -> None:
     publish_changed(line, 1e-6)
 
     made = evaluated(line)
-    released = line.publish(release(line.job("release-2")))
+    with pytest.raises(GateError, match=r"no worse than the release .* cannot tell"):
+        release(line.job("release-2"))
+    released = line.publish(release(line.job("release-2", gate=WIDE)))
 
     assert made.facts["release"]["gain"]["value"] == 0
     assert "no worse than the release" in released.facts["verdict"]
@@ -112,24 +118,25 @@ def test_a_checkpoint_with_all_but_the_released_weights_is_released(line: Line) 
 
 def test_a_worse_checkpoint_is_refused_and_the_release_stays(line: Line) -> None:
     before = current(line, "release")
-    publish_changed(line, 1.0)
+    publish_changed(line, 0.4)
     made = evaluated(line)
 
     verdict = decide(line.spec.gate, made.facts)
     with pytest.raises(GateError, match=r"no worse than the release .* fail") as caught:
         release(line.job("release-2"))
 
-    assert made.facts["estimate"]["low"] > made.facts["baselines"]["majority"]["value"]
-    assert verdict.outcome is Outcome.FAIL
+    assert [rule.outcome for rule in verdict.rules] == [Outcome.PASS, Outcome.FAIL]
+    assert verdict.rules[0].asked.startswith("beats majority")
     assert "the last release stays" in caught.value.fix
     assert current(line, "release") == before
 
 
 def test_a_loss_within_the_tolerance_is_accepted(line: Line) -> None:
-    publish_changed(line, 1.0)
+    publish_changed(line, 0.4)
     made = evaluated(line)
 
-    assert decide(GateSpec(tolerance=0.9), made.facts).outcome is Outcome.PASS
+    assert decide(GateSpec(tolerance=0.1), made.facts).outcome is Outcome.CANNOT_TELL
+    assert decide(GateSpec(tolerance=0.5), made.facts).outcome is Outcome.PASS
 
 
 def test_the_same_weights_pass_on_other_shards(line: Line) -> None:
@@ -241,7 +248,7 @@ def test_where_the_release_before_was_deleted_a_released_checkpoint_stands_besid
     first = current(line, "release")
     second = publish_changed(line, 0.001)
     evaluated(line)
-    second_release = line.publish(release(line.job("release-2")))
+    second_release = line.publish(release(line.job("release-2", gate=WIDE)))
 
     line.storage.delete(first.path)
 
