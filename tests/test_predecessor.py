@@ -24,7 +24,6 @@ from millrace.storage import StoredFile
 from millrace.train.checkpoint import WEIGHTS, load_weights, weights_to_bytes
 from tests.pipelines_for_tests import NAME, Line
 
-
 WIDE = {"tolerance": 0.05}
 """Of 124 test records a narrower one is undecided, be two networks ever so alike."""
 

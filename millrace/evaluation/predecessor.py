@@ -24,10 +24,8 @@ def find_predecessor(storage: Storage, shards: Manifest, checkpoint: Manifest) -
         current = manifests.current(storage, checkpoint.pipeline, NOUN)
     except NotFoundError:
         return None
-    if current.inputs != current.inputs | {
-        "checkpoint": checkpoint.digest,
-        "shards": shards.digest,
-    }:
+    made_from = {made.noun: made.digest for made in (shards, checkpoint)}
+    if any(current.inputs[noun] != told for noun, told in made_from.items()):
         return current
     stood_beside = json.loads(current.file(METRICS).read(storage)).get("release", {})
     try:
