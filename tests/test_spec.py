@@ -92,7 +92,7 @@ def images_of(**task: Any) -> dict[str, Any]:
         ({"gate": {"beats": ["majority"]}}, "gate.beats: unknown baseline `majority`."),
         ({"gate": {"tolerance": -0.1}}, "gate.tolerance"),
         ({"gate": {"tolerance": True}}, "gate.tolerance: a number is needed"),
-        ({"gate": {"slices": ["lenght"]}}, "unknown slicing `lenght`. Did you mean `length`?"),
+        ({"gate": {"slices": ["folders"]}}, "unknown slicing `folders`. Did you mean `folder`?"),
         ({"gate": {"slices": ["field:"]}}, "unknown slicing `field:`."),
         ({"gate": {"slices": ["class"]}}, "gate: slices by class: the task has no classes"),
         ({"gate": {"slice_bars": {"source": 1}}}, "`source.url` names no sources"),
