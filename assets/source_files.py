@@ -20,7 +20,11 @@ def build_source_files(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         "ingest",
         version=1,
         tell=_tell,
-        keyed_by=lambda spec: [spec.source.model_dump(), spec.task.model_dump()],
+        keyed_by=lambda spec: [
+            spec.source.model_dump(),
+            spec.task.model_dump(),
+            *spec.gate.fields,
+        ],
     )
     checks = [
         step.check("not_empty", "At least one record can be used."),

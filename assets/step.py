@@ -46,6 +46,7 @@ class Step:
         verb: What the engine calls making it.
         version: Raised when the engine would make something else from the same spec and inputs.
         inputs: Nouns it is made from.
+        beside: Manifests it is made from besides, which are no assets upstream; by noun.
         keyed_by: The part of the spec that decides what is made, besides the inputs.
         tell: Metadata and check results for a manifest.
         tune: The spec to make it with, given the inputs; where it differs from the pipeline's.
@@ -57,6 +58,7 @@ class Step:
     version: int
     tell: Callable[[Manifest, PipelineSpec], Told]
     inputs: tuple[str, ...] = ()
+    beside: Callable[[FsspecStorage, Inputs], Inputs] = lambda _storage, _inputs: {}
     keyed_by: Callable[[PipelineSpec], Any] = lambda _spec: None
     tune: Callable[[PipelineSpec, Inputs], PipelineSpec] = lambda spec, _inputs: spec
 
@@ -123,6 +125,7 @@ class Step:
             noun: manifests.current(storage, self.pipeline.name, noun) for noun in self.inputs
         }
         _refuse_mixed(inputs)
+        inputs |= self.beside(storage, inputs)
         spec = self.tune(self.pipeline.spec, inputs)
         job = Job(
             pipeline=self.pipeline.name,

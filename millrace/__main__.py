@@ -24,7 +24,7 @@ _STEPS = {
     "worker": "millrace.tune.worker:run_worker",
     "train": "millrace.train.launcher:launch_ranks",
     "rank": "millrace.train.member:run_member",
-    "evaluate": "millrace.evaluate:evaluate",
+    "evaluate": "millrace.evaluation.evaluate:evaluate",
     "release": "millrace.release:release",
 }
 # What a person types.

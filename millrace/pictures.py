@@ -135,6 +135,35 @@ def bar_chart(title: str, bars: Sequence[Bar], *, unit: str) -> str:
     return _frame(title, parts, height)
 
 
+def grid_chart(title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A square table of counts, each cell the darker the larger its share of its row."""
+    left, cell = 130, min(44, (WIDTH - 150) // max(1, len(names)))
+    top = TOP + 22
+    parts = []
+    for i, (name, row) in enumerate(zip(names, counts, strict=True)):
+        y = top + cell * i
+        parts.append(_text(left - 8, y + cell / 2 + 4, _short(name, 18), anchor="end"))
+        across = _short(name, cell // 7)
+        parts.append(_text(left + cell * (i + 0.5), top - 8, across, anchor="middle"))
+        for j, count in enumerate(row):
+            share = count / max(1, sum(row))
+            x, color = left + cell * j, COLORS[0] if i == j else COLORS[4]
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill="{color}" '
+                f'fill-opacity="{0.04 + 0.9 * share:.2f}"/>'
+            )
+            if count and cell >= 20:
+                ink = "white" if share > 0.6 else INK
+                middle = (x + cell / 2, y + cell / 2 + 4)
+                parts.append(_text(*middle, str(count), anchor="middle", color=ink))
+    return _frame(title, parts, top + cell * len(names) + 12)
+
+
+def _short(text: str, length: int) -> str:
+    """A text cut to a length, which an ellipsis tells."""
+    return text if len(text) <= max(2, length) else text[: max(1, length - 1)] + "\u2026"
+
+
 @dataclass(frozen=True)
 class Spot:
     """A labelled point of a frontier; spots of one series share a color."""

@@ -1,6 +1,7 @@
 """Release a checkpoint: gate it, publish an immutable folder, try it before anyone relies on it.
 
-<pipeline>/release/<key>/{weights.safetensors, spec.json, metrics.json, MODEL_CARD.md}
+<pipeline>/release/<key>/{weights.safetensors, spec.json, metrics.json, records.npy,
+                          MODEL_CARD.md}
                          and the user's own network file and tokenizer.json, where there are
 """
 
@@ -15,7 +16,9 @@ from millrace.data.samples import Samples
 from millrace.data.tokenizer import FILE as TOKENIZER
 from millrace.data.tokenizer import tokenizer_of_shards
 from millrace.errors import GateError, TrainingError
-from millrace.gate import Outcome, Verdict, decide
+from millrace.evaluation.gate import Outcome, Verdict, decide
+from millrace.evaluation.predecessor import METRICS, NOUN, RECORDS
+from millrace.evaluation.released_scores import SPEC
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
@@ -27,8 +30,7 @@ from millrace.telemetry import log
 from millrace.train.checkpoint import WEIGHTS, load_weights
 from millrace.train.objective import build_objective, to_batch
 
-NOUN = "release"
-SPEC, METRICS, CARD = "spec.json", "metrics.json", "MODEL_CARD.md"
+CARD = "MODEL_CARD.md"
 TRIED_SAMPLES = 8
 
 
@@ -65,6 +67,7 @@ def release(job: Job) -> Manifest:
         WEIGHTS: checkpoint.file(WEIGHTS).read(storage),
         SPEC: json.dumps(described, indent=1).encode(),
         METRICS: evaluation.file(METRICS).read(storage),
+        RECORDS: evaluation.file(RECORDS).read(storage),
         CARD: _model_card(job, shards, checkpoint, evaluation, verdict).encode(),
     }
     if tokenizer := tokenizer_of_shards(storage, shards):
@@ -145,9 +148,11 @@ def _model_card(
     """What a stranger must know before relying on the model, in Markdown."""
     found, train = evaluation.facts, checkpoint.facts
     estimate, splits = found["estimate"], shards.facts["splits"]
+    others = found["baselines"] | (
+        {"the release before": found["release"]} if "gain" in found["release"] else {}
+    )
     rows = [f"| **this model** | **{_span(estimate)}** | |"] + [
-        f"| {name} | {_span(value)} | {_span(value['gain'])} |"
-        for name, value in found["baselines"].items()
+        f"| {name} | {_span(value)} | {_span(value['gain'])} |" for name, value in others.items()
     ]
     counts = ", ".join(f"{value['num_records']} {name}" for name, value in splits.items())
     arrow = "higher" if found["higher_is_better"] else "lower"
@@ -168,7 +173,7 @@ def _model_card(
             "",
             f"## {found['metric']} on {found['num_records']} held-out records ({arrow} is better)",
             "",
-            "95 % intervals by bootstrap over records.",
+            f"95 % intervals by bootstrap over {found['drawn']}.",
             "",
             f"| | {found['metric']} | gain of this model |",
             "|---|---|---|",

@@ -8,11 +8,12 @@ from torch import nn
 from millrace import manifest as manifests
 from millrace.data.tokenizer import FILE as TOKENIZER
 from millrace.errors import SpecError
+from millrace.evaluation.predecessor import NOUN
+from millrace.evaluation.released_scores import SPEC
 from millrace.frozen import Frozen
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
 from millrace.models.source import source_digest
-from millrace.release import NOUN, SPEC
 from millrace.spec import CustomNetwork, Network, SourceSpec, Task, has_tokenizer
 from millrace.storage import FsspecStorage
 from millrace.train.checkpoint import WEIGHTS, load_weights

@@ -9,8 +9,8 @@ from typing import Any
 
 from millrace import manifest as manifests
 from millrace.errors import NotFoundError
+from millrace.evaluation.charts import quality_picture
 from millrace.manifest import Manifest
-from millrace.pictures import Bar, bar_chart
 from millrace.storage import FsspecStorage, default_store
 
 
@@ -139,20 +139,6 @@ def _is_released(made: Mapping[str, Manifest]) -> bool:
     if not {"release", "checkpoint"} <= set(made):
         return False
     return made["release"].inputs["checkpoint"] == made["checkpoint"].digest
-
-
-def quality_picture(facts: Mapping[str, Any]) -> str:
-    """An evaluation's metric beside its baselines, with their intervals, as SVG."""
-    bars = [Bar("this model", **facts["estimate"], strong=True)] + [
-        Bar(name, found["value"], found["low"], found["high"])
-        for name, found in facts["baselines"].items()
-    ]
-    direction = "higher" if facts["higher_is_better"] else "lower"
-    return bar_chart(
-        f"{facts['metric']} on {facts['num_records']} held-out records",
-        bars,
-        unit=f"{direction} is better; whiskers: 95 % interval",
-    )
 
 
 def _quality(made: Mapping[str, Manifest]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from millrace.frozen import (
     number_or_auto,
     unknown_key,
 )
+from millrace.gates import GateSpec
 from millrace.networks import (
     TASK_OF_NETWORK,
     ConvNetwork,
@@ -54,7 +55,7 @@ from millrace.tasks import (
     has_tokenizer,
 )
 
-# Of what is imported: networks, tasks and sources are part of the spec to all who read one.
+# Of what is imported: networks, tasks, sources and gates are part of the spec to all who read one.
 __all__ = [
     "BASELINES",
     "BpeTokenizer",
@@ -63,6 +64,7 @@ __all__ = [
     "CustomNetwork",
     "EncoderNetwork",
     "FileTokenizer",
+    "GateSpec",
     "GptNetwork",
     "HuggingFaceNetwork",
     "LanguageModelTask",
@@ -292,18 +294,6 @@ class SearchSpec(Frozen):
     """Of the sampler."""
 
 
-class GateSpec(Frozen):
-    """What a checkpoint must show on the test split to become a release."""
-
-    beats: tuple[str, ...] = ()
-    """Baselines that the metric's interval must lie clear of: `zstd-19`, `xz-9`, `zstd-19-solid`,
-    `xz-9-solid`, `6-gram`; of token ids `unigram`; of classes `majority`, `logistic-regression`;
-    of texts' classes these and `naive-bayes`;
-    of graphs `random`, `local-search`; empty means the task's own."""
-    bar: Annotated[float | Literal["none"], NUMBER] = "none"
-    """Value of the metric that its whole interval must reach."""
-
-
 class PipelineSpec(Frozen):
     """Everything a pipeline's defs.yaml says."""
 
@@ -348,6 +338,11 @@ class PipelineSpec(Frozen):
             if baseline not in known:
                 told = unknown_key(baseline, known, "baseline")
                 raise ValueError(f"gate.beats: {told} of a {self.task.baselines}")
+        self.gate.refuse_unfit(
+            has_classes=kind in ("classification", "text_classification"),
+            has_lengths=kind in ("language_model", "text_classification"),
+            has_sources=not isinstance(self.source.url, str),
+        )
         try:
             self.mix_globs  # noqa: B018  computing it checks it
         except ValueError as error:

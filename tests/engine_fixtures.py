@@ -46,7 +46,7 @@ def _tune(line: Line) -> None:
 
 def _release(line: Line) -> None:
     # Imported here: they load torch, which most test processes can do without.
-    from millrace.evaluate import evaluate  # noqa: PLC0415
+    from millrace.evaluation.evaluate import evaluate  # noqa: PLC0415
     from millrace.release import release  # noqa: PLC0415
 
     line.publish(evaluate(line.job("evaluation")))

@@ -19,6 +19,7 @@ from PIL import Image
 from millrace import manifest as manifests
 from millrace.data.ingest import ingest
 from millrace.data.pack import pack
+from millrace.evaluation.predecessor import find_predecessor
 from millrace.job import Job
 from millrace.launch import follow
 from millrace.manifest import Manifest
@@ -117,7 +118,10 @@ class Line:
         inputs = {}
         for noun in ("source_files", "shards", "study", "checkpoint", "evaluation"):
             if f"{NAME}/{noun}/current.json" in self.storage.list(f"{NAME}/{noun}"):
-                inputs[noun] = manifests.current(self.storage, NAME, noun).path
+                inputs[noun] = manifests.current(self.storage, NAME, noun)
+        if "checkpoint" in inputs:
+            found = find_predecessor(self.storage, inputs["shards"], inputs["checkpoint"])
+            inputs |= {} if found is None else {"release": found}
         return Job(
             pipeline=NAME,
             folder=str(self.root / "source"),
@@ -125,7 +129,7 @@ class Line:
             store=str(self.root / "store"),
             work=str(self.root / "work"),
             key=key,
-            inputs=inputs,
+            inputs={noun: made.path for noun, made in inputs.items()},
             usd_per_hour=3600.0,
         )
 

@@ -12,8 +12,9 @@ from millrace import manifest as manifests
 from millrace.baselines import compression
 from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
-from millrace.evaluate import evaluate
-from millrace.intervals import ratio
+from millrace.evaluation.evaluate import evaluate
+from millrace.evaluation.intervals import ratio
+from millrace.evaluation.worst import NUM_WORST, excerpt, printable
 from millrace.manifest import Manifest
 from millrace.models.build import build_network
 from millrace.models.facts import DataFacts
@@ -113,6 +114,88 @@ def test_the_metrics_are_published_beside_the_records(released_points: Line) -> 
     assert json.loads(made.file("metrics.json").read(released_points.storage)) == made.facts
     checkpoint = manifests.current(released_points.storage, NAME, "checkpoint")
     assert made.inputs["checkpoint"] == checkpoint.digest
+
+
+def test_the_worst_samples_are_told_with_their_places_and_answers(released_points: Line) -> None:
+    facts = evaluation_of(released_points).facts
+
+    worst = facts["worst"]
+
+    losses = [sample["loss"] for sample in worst]
+    assert len(worst) == NUM_WORST
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] > facts["loss"]["value"]
+    lines = (released_points.root / "source" / "points.jsonl").read_text().splitlines()
+    for sample in worst:
+        assert sample["file"] == "points.jsonl"
+        assert json.loads(lines[sample["record"] - 1])["label"] == sample["label"]
+        assert sample["answer"] in {"0", "1", "2"} - {sample["label"]}
+        assert sample["probability"] > 1 / 3
+        assert sample["excerpt"] == ""  # numbers say nothing to a reader
+
+
+def test_the_worst_texts_are_shown_as_they_begin(released_sentences: Line) -> None:
+    line = released_sentences
+    texts = (line.root / "source" / "sentences.txt").read_text().splitlines()
+
+    worst = evaluation_of(line).facts["worst"]
+
+    assert all(sample["excerpt"] in texts[sample["record"] - 1] for sample in worst)
+    assert all(0 < len(sample["excerpt"]) <= 32 for sample in worst)
+    assert "answer" not in worst[0]
+
+
+def test_what_is_shown_of_a_sample_cannot_move_the_cursor_or_hide_anything() -> None:
+    told = printable("a\nb\x1b[2Jc\u202ed\x00\ud800<b>")
+
+    assert told == "a·b·[2Jc·d··<b>"
+
+
+def test_token_ids_are_shown_as_numbers_unless_they_stand_for_bytes() -> None:
+    columns = {"tokens": np.array([[5, 300, 7, 0]], np.uint16), "length": np.array([3])}
+    words = [b"a"] * 5 + [b"x", b"y", b"z"] + [b"?"] * 292 + [b"\xff"]
+
+    assert excerpt(columns, 0, []) == "5 300 7"
+    assert excerpt(columns, 0, words) == "x\N{REPLACEMENT CHARACTER}z"
+    assert excerpt({"inputs": np.zeros((1, 4))}, 0, []) == ""
+
+
+def test_metrics_of_classes_are_told_beside_the_gates(released_points: Line) -> None:
+    facts = evaluation_of(released_points).facts
+
+    assert set(facts["metrics"]) == {"macro_f1", "mcc", "calibration_error", "auroc"}
+    assert 0.5 < facts["metrics"]["mcc"] < facts["metrics"]["macro_f1"] < 1
+    assert facts["metrics"]["auroc"] > facts["estimate"]["value"]
+    assert sum(facts["reliability"]["count"]) == facts["num_samples"]
+    assert (facts["drawn"], facts["num_files"]) == ("records", 1)
+
+
+def test_a_language_models_bits_have_a_perplexity(released_sentences: Line) -> None:
+    facts = evaluation_of(released_sentences).facts
+
+    perplexity = facts["metrics"]["perplexity_per_byte"]
+    assert perplexity == pytest.approx(2 ** facts["estimate"]["value"])
+
+
+def test_records_are_judged_in_the_slices_that_the_gate_names(
+    released_points: Line, released_sentences: Line
+) -> None:
+    of_points = {"slices": ["class"], "slice_bars": {"folder": 0.1}}
+    by_class = evaluate(released_points.job("sliced", gate=of_points)).facts["slices"]
+    by_length = evaluate(released_sentences.job("sliced", gate={"slices": ["length"]})).facts
+
+    counts = evaluation_of(released_points).facts["confusion"]
+    assert list(by_class) == ["class", "folder"]
+    assert [part["name"] for part in by_class["class"]] == ["0", "1", "2"]
+    assert [part["value"] for part in by_class["class"]] == pytest.approx(
+        [row[number] / sum(row) for number, row in enumerate(counts)]
+    )
+    assert [part["name"] for part in by_class["folder"]] == ["."]
+    assert (
+        sum(part["num_records"] for part in by_length["slices"]["length"])
+        == (by_length["num_records"])
+    )
+    assert all(part["name"].endswith(" bytes") for part in by_length["slices"]["length"])
 
 
 def test_a_network_that_answers_nan_is_refused(released_points: Line, tmp_path: Path) -> None:

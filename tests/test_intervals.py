@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from millrace.intervals import paired, ratio
+from millrace.evaluation.intervals import MOST_UNITS, paired, ratio
 
 
 def test_the_interval_of_a_share_is_the_textbooks() -> None:
@@ -77,3 +77,76 @@ def test_gains_that_are_no_outcomes_keep_their_bootstrap_interval() -> None:
     gains = np.random.default_rng(0).normal(1.0, 0.1, 50)
 
     assert paired(gains, np.ones(50)) == ratio(gains, np.ones(50))
+
+
+def test_records_of_one_cluster_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    of_file = rng.normal(size=30)
+    files = np.repeat(np.arange(30), 20)
+    sums = of_file[files] + 0.1 * rng.normal(size=600)
+
+    by_file = ratio(sums, np.ones(600), files)
+    by_record = ratio(sums, np.ones(600))
+
+    assert by_file.value == pytest.approx(by_record.value)
+    width = 2 * 2.045 * of_file.std(ddof=1) / np.sqrt(30)  # Student's, of 29 degrees of freedom
+    assert by_file.high - by_file.low == pytest.approx(width, rel=0.08)
+    assert by_file.high - by_file.low > 3 * (by_record.high - by_record.low)
+
+
+def test_clusters_may_have_any_numbers_in_any_order() -> None:
+    rng = np.random.default_rng(2)
+    sums, weights = rng.random(40), rng.uniform(1, 2, 40)
+    files = rng.integers(0, 25, 40)
+
+    found = ratio(sums, weights, files)
+
+    assert ratio(sums, weights, files * 1000 + 7) == found
+    assert paired(sums, weights, files) == found
+
+
+def test_each_record_in_a_cluster_of_its_own_is_no_cluster_at_all() -> None:
+    sums = np.random.default_rng(3).random(50)
+
+    assert ratio(sums, np.ones(50), np.arange(50)) == ratio(sums, np.ones(50))
+
+
+def test_a_share_without_a_miss_counts_each_cluster_once() -> None:
+    files = np.repeat(np.arange(8), 100)
+
+    found = ratio(np.ones(800), np.ones(800), files)
+    divided = ratio(np.full(8, 100.0), np.full(8, 100.0))
+
+    assert found.low == divided.low == pytest.approx(0.6756, abs=1e-4)
+
+
+def test_an_interval_of_few_is_as_wide_as_students() -> None:
+    values = np.random.default_rng(4).normal(size=20)
+
+    found = ratio(values, np.ones(20))
+
+    half = 2.093 * values.std(ddof=1) / np.sqrt(20)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+
+
+def test_a_higher_level_makes_a_wider_interval() -> None:
+    shares = np.repeat([1.0, 0.0], [80, 20])
+    gains = np.repeat([1.0, 0.0, -1.0], [8, 90, 2])
+
+    for of in (ratio, paired):
+        usual, wide = (
+            of(shares if of is ratio else gains, np.ones(100), level=level)
+            for level in (0.95, 0.999)
+        )
+        assert wide.low < usual.low < usual.value == wide.value < usual.high < wide.high
+
+
+def test_of_a_great_many_records_groups_are_drawn_and_the_interval_stays() -> None:
+    count = 20 * MOST_UNITS
+    correct = (np.random.default_rng(5).random(count) < 0.9).astype(np.float64)
+
+    found = ratio(correct, np.ones(count))
+
+    half = 1.96 * np.sqrt(0.9 * 0.1 / count)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+    assert found.value == pytest.approx(correct.mean())

@@ -13,6 +13,7 @@ from millrace.pictures import (
     Spot,
     bar_chart,
     frontier_chart,
+    grid_chart,
     line_chart,
     markdown,
     pareto,
@@ -184,3 +185,31 @@ def test_the_chosen_spot_is_ringed_and_named_and_each_series_has_a_color() -> No
     line = re.search(r'<polyline points="([^"]+)"', svg)
     assert line is not None
     assert len(line[1].split()) == 2  # level 19 is beaten by the chosen one
+
+
+@given(
+    st.lists(st.text(max_size=30), min_size=1, max_size=40), st.integers(0, 10**9), st.booleans()
+)
+def test_any_names_and_counts_make_a_well_formed_table(
+    names: list[str], count: int, is_diagonal: bool
+) -> None:
+    counts = [
+        [count if (i == j) == is_diagonal else 0 for j in range(len(names))]
+        for i in range(len(names))
+    ]
+
+    svg = grid_chart("counts <&>", names, counts)
+
+    assert "counts <&>" in texts(svg)
+    assert svg.count("fill-opacity") == len(names) ** 2
+    assert all(map(math.isfinite, coordinates(svg)))
+
+
+def test_a_table_shows_its_counts_and_names_cut_to_their_room() -> None:
+    svg = grid_chart("t", ["short", "a name that is much too long"], [[7, 0], [2, 31]])
+
+    shown = texts(svg)
+    assert {"7", "2", "31"} < set(shown)
+    assert "0" not in shown
+    assert "a name that is mu\u2026" in shown
+    assert 'fill-opacity="0.94"' in svg  # 7 of 7

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from assets.evaluation import build_evaluation
 from assets.pipeline import build_chain
@@ -25,7 +27,7 @@ from millrace.manifest import Manifest
 from millrace.report import collect
 from millrace.spec import PipelineSpec
 from millrace.spec_file import read_specs
-from millrace.storage import FsspecStorage
+from millrace.storage import FsspecStorage, StoredFile
 from resources.compute import Compute
 from resources.storage import Storage
 from tests.made_once import made_once
@@ -268,6 +270,68 @@ def test_release_alone_refuses_after_a_failed_gate_and_the_last_release_stays(
     assert "the gate says" in message
     assert "accuracy >= 0.99999" in message
     assert site.current("release") == before
+
+
+def publish_worse_checkpoint(site: Site) -> None:
+    """Make a checkpoint current whose weights are those that were trained, with noise added."""
+    storage, checkpoint = FsspecStorage(site.store), site.current("checkpoint")
+    weights = load(checkpoint.file("weights.safetensors").read(storage))
+    noise = np.random.default_rng(0)
+    worse = {
+        name: tensor + np.float32(0.15) * noise.standard_normal(tensor.shape, np.float32)
+        for name, tensor in weights.items()
+    }
+    path = "digits/checkpoint/worse/weights.safetensors"
+    file = StoredFile.written(storage, path, save(worse))
+    changed = replace(checkpoint, key="worse", files=(file,))
+    manifests.point(storage, manifests.publish(storage, changed))
+
+
+def test_a_worse_checkpoint_is_refused_by_the_command_and_the_last_release_stays(
+    copied: Site,
+) -> None:
+    site, before = copied, copied.current("release")
+    publish_worse_checkpoint(site)
+
+    chosen = 'key:"digits/evaluation" or key:"digits/release"'
+    found = subprocess.run(
+        [str(DAGSTER), "asset", "materialize", "-m", "pipelines", "--select", chosen],
+        cwd=ROOT,
+        env=site.environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert found.returncode != 0
+    assert re.search(
+        r"no worse than the release \(0\.9\d+\) by more than 0\.0\d+: fail", found.stderr
+    )
+    assert site.current("release") == before
+    assert site.current("evaluation").facts["release"]["digest"] == before.digest
+
+
+def test_an_evaluation_shows_its_pictures_and_its_worst_samples(
+    copied: Site, spec: PipelineSpec
+) -> None:
+    folder = PipelineFolder("digits", str(ROOT / "pipelines" / "digits"), spec)
+
+    result = materialize(build_evaluation(folder), copied)
+
+    (made,) = result.asset_materializations_for_node("digits__evaluation")
+    shown = {name: value.value for name, value in made.metadata.items()}
+    for name in ("quality", "confusion", "reliability", "by_class"):
+        assert str(shown[name]).startswith(f"![{name}](data:image/svg+xml;base64,")
+    assert {"macro_f1", "mcc", "auroc", "calibration_error"} < set(shown)
+    assert shown["intervals_by"] == f"drawing {shown['test_records']} records"
+    (rows,) = [
+        value for value in made.metadata.values() if isinstance(value, dg.TableMetadataValue)
+    ]
+    assert len(rows.records) == 10
+    assert set(rows.records[0].data) == {
+        "loss", "file", "record", "excerpt", "label", "answer", "probability",
+    }  # fmt: skip
 
 
 def test_shards_show_their_level_the_reason_and_the_frontier(

@@ -29,7 +29,9 @@ def test_a_release_holds_all_that_its_user_needs(released_points: Line) -> None:
 
     contents = {file.path.rsplit("/", 1)[1]: file.read(storage) for file in made.files}
 
-    assert set(contents) == {"weights.safetensors", "spec.json", "metrics.json", "MODEL_CARD.md"}
+    assert set(contents) == {
+        "weights.safetensors", "spec.json", "metrics.json", "records.npy", "MODEL_CARD.md",
+    }  # fmt: skip
     assert contents["weights.safetensors"] == checkpoint.file("weights.safetensors").read(storage)
     assert json.loads(contents["metrics.json"]) == evaluation.facts
     spec = json.loads(contents["spec.json"])

@@ -4,7 +4,8 @@
             -> new or changed                     -> read, records identified, rejections counted
 
 The manifest's file `records.npy` holds, in listing order, (split_id, content_id) of each record:
-enough to find duplicates and to draw splits without reading a source file again.
+enough to find duplicates and to draw splits without reading a source file again. Fields that the
+gate divides records by lie beside it.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,9 @@ import numpy.typing as npt
 from millrace import manifest as manifests
 from millrace.data.fields import build_encoder
 from millrace.data.listing import SourceFile, list_source, locate
+from millrace.data.properties import FILE as PROPERTIES
+from millrace.data.properties import NOTHING as NO_PROPERTIES
+from millrace.data.properties import Properties, properties_of
 from millrace.data.records import Rejection, format_of, read_records
 from millrace.data.values import Encoder, UnusableRecordError, Value
 from millrace.data.workers import Task, num_workers, work_through
@@ -33,6 +37,7 @@ from millrace.storage import FsspecStorage, Storage, StoredFile
 from millrace.telemetry import Progress
 
 NOUN = "source_files"
+IDS = "records.npy"
 VERSION = 3
 SHOWN_REJECTIONS = 50
 READERS = 8
@@ -48,6 +53,7 @@ class ReadFile:
 
     ids: Ids
     rejections: tuple[Rejection, ...]
+    properties: Properties = NO_PROPERTIES
 
     @property
     def digest(self) -> str:
@@ -62,7 +68,8 @@ def read_values(file: SourceFile, job: Job, encoder: Encoder) -> Iterator[Value 
     An empty text has no sample. It is passed over like an empty line, not rejected: empty files
     are usual among source code.
     """
-    for found in read_records(file, job.spec.source, encoder.needs):
+    fields = job.spec.gate.fields
+    for found in read_records(file, job.spec.source, (*encoder.needs, *fields)):
         if isinstance(found, Rejection):
             yield found
             continue
@@ -71,6 +78,8 @@ def read_values(file: SourceFile, job: Job, encoder: Encoder) -> Iterator[Value 
         except UnusableRecordError as error:
             yield Rejection(found.where, str(error))
         else:
+            if fields:
+                value = replace(value, properties=properties_of(found.record, fields))
             if value.inputs:
                 yield value
 
@@ -87,7 +96,7 @@ def ingest(job: Job) -> Manifest:
     names_urls = not isinstance(job.spec.source.url, str)
     reading = job.spec.source.model_dump(exclude={"url"} if names_urls else None)
     recipe = digest(VERSION, reading, job.spec.task.model_dump())
-    known = _known(storage, job.pipeline, recipe)
+    known = _known(storage, job, recipe)
     read = _identify_files(job, files, known)
     _refuse_unusable(job, files, read)
     return _publish(storage, job, recipe, files, read)
@@ -138,25 +147,29 @@ def identify_group(job: Job, files: Sequence[SourceFile]) -> list[ReadFile]:
 
 
 def _identify(file: SourceFile, job: Job, encoder: Encoder) -> ReadFile:
-    ids, rejections = array("Q"), []
+    ids, rejections, properties = array("Q"), [], []
     for value in read_values(file, job, encoder):
         if isinstance(value, Rejection):
             rejections.append(value)
         else:
             ids.extend((value.split_id, value.content_id))
-    return ReadFile(np.frombuffer(ids, np.uint64).reshape(-1, 2), tuple(rejections))
+            properties.append(value.properties)
+    found = np.frombuffer(ids, np.uint64).reshape(-1, 2)
+    return ReadFile(found, tuple(rejections), Properties.of(properties, len(job.spec.gate.fields)))
 
 
-def _known(storage: Storage, pipeline: str, recipe: str) -> dict[tuple[str, str], ReadFile]:
+def _known(storage: Storage, job: Job, recipe: str) -> dict[tuple[str, str], ReadFile]:
     """By (path, fingerprint): the files that the current manifest of the same recipe read.
 
     Where the manifest or its ids are lost or damaged, nothing is known and all is read again.
     """
     try:
-        last = manifests.current(storage, pipeline, NOUN)
+        last = manifests.current(storage, job.pipeline, NOUN)
         if last.facts["recipe"] != recipe:
             return {}
-        ids = load_ids(storage, last)
+        if tuple(last.facts.get("properties", ())) != job.spec.gate.fields:
+            return {}
+        ids, properties = load_ids(storage, last), Properties.load(storage, last)
     except (NotFoundError, CorruptError):
         return {}
     known = {}
@@ -164,13 +177,15 @@ def _known(storage: Storage, pipeline: str, recipe: str) -> dict[tuple[str, str]
         start, stop = entry["records"]
         rejections = tuple(Rejection(*item) for item in entry["rejections"])
         if fingerprint and len(rejections) == entry["num_rejected"]:
-            known[entry["path"], fingerprint] = ReadFile(ids[start:stop], rejections)
+            known[entry["path"], fingerprint] = ReadFile(
+                ids[start:stop], rejections, properties[start:stop]
+            )
     return known
 
 
 def load_ids(storage: Storage, manifest: Manifest) -> Ids:
     """The record ids of a source_files manifest, shape (records, 2)."""
-    data = manifest.file("records.npy").read(storage)
+    data = manifest.file(IDS).read(storage)
     loaded: Ids = np.load(io.BytesIO(data), allow_pickle=False)
     return loaded
 
@@ -225,6 +240,7 @@ def _publish(
     ids = np.concatenate([found.ids for found in read])
     buffer = io.BytesIO()
     np.save(buffer, ids, allow_pickle=False)
+    contents = {IDS: buffer.getvalue()}
     facts = {
         "recipe": recipe,
         "files": entries,
@@ -234,13 +250,23 @@ def _publish(
         "num_duplicates": len(ids) - len(np.unique(ids[:, 1])),
         "bytes_by_format": _bytes_by_format(job, files),
     }
+    told: list[str] = []
+    if fields := job.spec.gate.fields:
+        properties = Properties.join([found.properties for found in read])
+        contents[PROPERTIES] = properties.to_bytes()
+        facts["properties"] = dict(zip(fields, map(list, properties.values), strict=True))
+        told = [digest(facts["properties"]), hashlib.sha256(contents[PROPERTIES]).hexdigest()]
     # The fingerprints too, or a file that was only touched would be read again every time.
     fingerprints = [file.fingerprint for file in files]
-    key = digest(recipe, [(entry["path"], entry["digest"]) for entry in entries], fingerprints)
-    path = f"{manifests.folder(job.pipeline, NOUN, key)}/records.npy"
-    stored = StoredFile.written(storage, path, buffer.getvalue())
+    key = digest(
+        recipe, [(entry["path"], entry["digest"]) for entry in entries], fingerprints, *told
+    )
+    folder = manifests.folder(job.pipeline, NOUN, key)
+    stored = tuple(
+        StoredFile.written(storage, f"{folder}/{name}", data) for name, data in contents.items()
+    )
     measured = {"fingerprints": fingerprints}
-    return Manifest(job.pipeline, NOUN, key, files=(stored,), facts=facts, measured=measured)
+    return Manifest(job.pipeline, NOUN, key, files=stored, facts=facts, measured=measured)
 
 
 def _bytes_by_format(job: Job, files: list[SourceFile]) -> dict[str, int]:

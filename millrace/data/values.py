@@ -30,6 +30,8 @@ class Value:
 
     inputs: bytes
     label: str = ""
+    properties: tuple[str, ...] = ()
+    """What the gate divides records by, and the task does not look at."""
 
     @cached_property
     def split_id(self) -> int:

@@ -15,8 +15,8 @@ class Scores:
     loss_B: Tensor
     metric_B: Tensor
     weight_B: Tensor
-    answer_B: Tensor | None = None
-    """The class that is answered, where there are classes."""
+    logits_BK: Tensor | None = None
+    """Of each class, where there are classes; the highest one is the answer."""
 
 
 class Objective(Protocol):
