@@ -1,0 +1,175 @@
+"""The history of a pipeline: one record for each step that ran, with what was predicted of it.
+
+<pipeline>/history/<noun>/<when>-<key>.json     written once, by the process that ran the step
+
+What is reused leaves no record. The newest records feed the next predictions.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from millrace.errors import CorruptError, ExistsError, MillraceError, NotFoundError
+from millrace.frozen import Frozen, NonNegativeInt
+from millrace.manifest import KEY_CHARS, Manifest
+from millrace.plan.fit import Run
+from millrace.plan.spread import Interval
+from millrace.storage import Storage
+from millrace.telemetry import log
+from millrace.work import NonNegative, Timing, Work
+
+MOST_RECORDS = 40
+"""Of a noun: older ones tell of older code, and each is a request."""
+READS_AT_ONCE = 8
+
+
+class Foretold(Frozen):
+    """What was predicted before a step ran: seconds with the ends of their 90 % interval."""
+
+    value: NonNegative
+    low: NonNegative
+    high: NonNegative
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Foretold":
+        """From a prediction."""
+        return cls(value=interval.value, low=interval.low, high=interval.high)
+
+    @property
+    def interval(self) -> Interval:
+        """As a prediction."""
+        return Interval(self.value, self.low, self.high)
+
+
+class Record(Frozen):
+    """What one step of a pipeline took."""
+
+    pipeline: str
+    noun: str
+    key: str
+    made_at: str
+    machine: str
+    """Kind of the machine in the price file."""
+    num_cores: NonNegativeInt
+    """Of the machine."""
+    seconds: NonNegative
+    """As the manifest tells them."""
+    outside_seconds: NonNegative = 0.0
+    """Of the step's own process beyond them: a training's launch and its end."""
+    usd_per_hour: NonNegative
+    size: NonNegative = 0.0
+    """What the step's time grows with, in the unit of its noun."""
+    foretold: Foretold | None = None
+    """The prediction, where there was one."""
+    work: Work | None = None
+    """Of a training."""
+    timing: Timing | None = None
+    """Likewise."""
+    memory_bytes: NonNegativeInt = 0
+    """The most that the first rank has held; 0: not known."""
+    joules: Annotated[float, Field(ge=0)] = 0.0
+    """Measured by the machine; 0: it does not tell."""
+
+    @property
+    def path(self) -> str:
+        """Where it lies below the store."""
+        return path_of(self.pipeline, self.noun, self.made_at, self.key)
+
+    @property
+    def usd(self) -> float:
+        """What it cost."""
+        return self.seconds / 3600 * self.usd_per_hour
+
+    @property
+    def run(self) -> Run | None:
+        """The training that it tells of."""
+        if self.work is None or self.timing is None:
+            return None
+        return Run(self.work, self.timing)
+
+
+def path_of(pipeline: str, noun: str, made_at: str, key: str) -> str:
+    """Path of a record: names sort by time."""
+    when = "".join(char for char in made_at.split("+", maxsplit=1)[0] if char.isalnum())
+    return f"{pipeline}/history/{noun}/{when}-{key[:KEY_CHARS]}.json"
+
+
+def write(storage: Storage, record: Record) -> None:
+    """Keep a record; who wrote one of the same name first is left alone."""
+    try:
+        storage.write(record.path, record.model_dump_json(indent=1).encode(), if_absent=True)
+    except ExistsError:
+        log(f"{record.path} is there already: another run made the same at the same second")
+
+
+def of_manifest(storage: Storage, made: Manifest) -> Record | None:
+    """The record of the run that made this; None where it left none."""
+    return _read(storage, path_of(made.pipeline, made.noun, made.made_at, made.key))
+
+
+def newest(storage: Storage, pipeline: str, noun: str, most: int = MOST_RECORDS) -> list[Record]:
+    """The newest records of a noun, oldest of them first; those that are damaged are left out."""
+    paths = sorted(storage.list(f"{pipeline}/history/{noun}"))[-most:]
+    if not paths:
+        return []
+    with ThreadPoolExecutor(min(READS_AT_ONCE, len(paths))) as pool:
+        found = pool.map(lambda path: _read(storage, path), paths)
+        return [record for record in found if record is not None]
+
+
+def _read(storage: Storage, path: str) -> Record | None:
+    try:
+        return Record.model_validate_json(storage.read(path))
+    except NotFoundError:
+        return None
+    except (CorruptError, ValidationError) as error:
+        log(f"{path} is passed over: {error}")
+        return None
+
+
+def runs_of(records: Sequence[Record], machine: str, device: str) -> list[Run]:
+    """The trainings among records of this kind of machine and device."""
+    found = [record.run for record in records if record.machine == machine]
+    return [run for run in found if run is not None and run.work.device == device]
+
+
+def record_of(
+    made: Manifest, *, machine: str, usd_per_hour: float, foretold: Foretold | None, **more: Any
+) -> Record:
+    """The record of a run that made this manifest, here and now.
+
+    Args:
+        made: What it made.
+        machine: Kind of this machine in the price file.
+        usd_per_hour: Its price.
+        foretold: What was predicted.
+        more: Further fields of the record.
+    """
+    measured = made.measured
+    return Record(
+        pipeline=made.pipeline,
+        noun=made.noun,
+        key=made.key,
+        made_at=made.made_at,
+        machine=machine,
+        num_cores=os.cpu_count() or 1,
+        seconds=made.seconds,
+        usd_per_hour=usd_per_hour,
+        foretold=foretold,
+        work=Work.model_validate(measured["work"]) if "work" in measured else None,
+        timing=Timing.model_validate(measured["timing"]) if "timing" in measured else None,
+        memory_bytes=int(measured.get("memory_bytes", 0)),
+        **more,
+    )
+
+
+def read_quietly(storage: Storage, pipeline: str, noun: str) -> list[Record]:
+    """Like `newest`; empty where the store does not answer, since no step hangs on its history."""
+    try:
+        return newest(storage, pipeline, noun)
+    except MillraceError as error:
+        log(f"no prediction without the history of {pipeline}/{noun}: {error}")
+        return []

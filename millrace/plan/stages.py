@@ -1,0 +1,65 @@
+"""Seconds of the steps without a time model, by what they work on and what earlier runs took."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from millrace.data.bill import num_samples_taken
+from millrace.manifest import Manifest
+from millrace.plan.fit import fit
+from millrace.plan.history import Record
+from millrace.plan.spread import Interval, spread
+from millrace.spec import PipelineSpec
+
+NOUNS = (
+    "source_files", "tokenizer", "shards", "plan", "study", "checkpoint", "evaluation", "release",
+    "cost",
+)  # fmt: skip
+"""In the order of the line."""
+
+
+def size_of(noun: str, spec: PipelineSpec, inputs: Mapping[str, Manifest]) -> float:
+    """What a step's seconds grow with: bytes for what reads, samples for what computes.
+
+    1 where nothing that is known beforehand tells: the source files before they are listed, and
+    what takes the same whatever there is.
+    """
+    if noun in ("tokenizer", "shards") and "source_files" in inputs:
+        return float(inputs["source_files"].facts["num_bytes"])
+    if noun == "study":
+        taken = num_samples_taken(spec) - spec.train.batch * spec.train.steps
+        return float(taken)
+    if noun == "checkpoint":
+        return float(spec.train.batch * spec.train.steps)
+    if noun == "evaluation" and "shards" in inputs:
+        return float(inputs["shards"].facts["splits"]["test"]["num_samples"])
+    if noun == "release" and "checkpoint" in inputs:
+        return float(inputs["checkpoint"].num_bytes)
+    return 1.0
+
+
+def predict_step(records: Sequence[Record], size: float, machine: str) -> Interval | None:
+    """Seconds of a step of this size, from earlier runs on this kind of machine; None without any.
+
+    A part that is always the same and a part that grows with the size, both from the runs; a prior
+    of little weight halves the mean run between them.
+    """
+    known = [r for r in records if r.machine == machine and r.seconds > 0 and r.size > 0]
+    if not known:
+        return None
+    value = _predict(known, size)
+    errors = [
+        math.log(record.seconds / _predict([*known[:i], *known[i + 1 :]], record.size))
+        for i, record in enumerate(known)
+        if len(known) > 1
+    ]
+    return spread(value, errors)
+
+
+def _predict(records: Sequence[Record], size: float) -> float:
+    sizes = np.array([record.size for record in records])
+    seconds = np.array([record.seconds for record in records])
+    prior = np.array([seconds.mean() / 2, seconds.mean() / 2 / sizes.mean()])
+    fixed, each = fit(np.stack([np.ones(len(sizes)), sizes], axis=1), seconds, prior)
+    return float(fixed + each * size)
