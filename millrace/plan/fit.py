@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from millrace.frozen import Frozen
 from millrace.plan.spread import Interval, spread
 from millrace.plan.time_model import (
     Constants,
@@ -36,8 +37,7 @@ LEAST_STALL = 0.2
 """Share of the loop spent waiting from which a run tells how fast data come."""
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Frozen):
     """A training as recorded."""
 
     work: Work

@@ -26,24 +26,6 @@ MOST_RECORDS = 40
 READS_AT_ONCE = 8
 
 
-class Foretold(Frozen):
-    """What was predicted before a step ran: seconds with the ends of their 90 % interval."""
-
-    value: NonNegative
-    low: NonNegative
-    high: NonNegative
-
-    @classmethod
-    def of(cls, interval: Interval) -> "Foretold":
-        """From a prediction."""
-        return cls(value=interval.value, low=interval.low, high=interval.high)
-
-    @property
-    def interval(self) -> Interval:
-        """As a prediction."""
-        return Interval(self.value, self.low, self.high)
-
-
 class Record(Frozen):
     """What one step of a pipeline took."""
 
@@ -62,8 +44,8 @@ class Record(Frozen):
     usd_per_hour: NonNegative
     size: NonNegative = 0.0
     """What the step's time grows with, in the unit of its noun."""
-    foretold: Foretold | None = None
-    """The prediction, where there was one."""
+    predicted: Interval | None = None
+    """Seconds as they were predicted, where they were."""
     work: Work | None = None
     """Of a training."""
     timing: Timing | None = None
@@ -88,7 +70,7 @@ class Record(Frozen):
         """The training that it tells of."""
         if self.work is None or self.timing is None:
             return None
-        return Run(self.work, self.timing)
+        return Run(work=self.work, timing=self.timing)
 
 
 def path_of(pipeline: str, noun: str, made_at: str, key: str) -> str:
@@ -137,7 +119,7 @@ def runs_of(records: Sequence[Record], machine: str, device: str) -> list[Run]:
 
 
 def record_of(
-    made: Manifest, *, machine: str, usd_per_hour: float, foretold: Foretold | None, **more: Any
+    made: Manifest, *, machine: str, usd_per_hour: float, predicted: Interval | None, **more: Any
 ) -> Record:
     """The record of a run that made this manifest, here and now.
 
@@ -145,7 +127,7 @@ def record_of(
         made: What it made.
         machine: Kind of this machine in the price file.
         usd_per_hour: Its price.
-        foretold: What was predicted.
+        predicted: What was predicted.
         more: Further fields of the record.
     """
     measured = made.measured
@@ -158,7 +140,7 @@ def record_of(
         num_cores=os.cpu_count() or 1,
         seconds=made.seconds,
         usd_per_hour=usd_per_hour,
-        foretold=foretold,
+        predicted=predicted,
         work=Work.model_validate(measured["work"]) if "work" in measured else None,
         timing=Timing.model_validate(measured["timing"]) if "timing" in measured else None,
         memory_bytes=int(measured.get("memory_bytes", 0)),

@@ -7,13 +7,13 @@ all options, a deadline --> the cheapest inside it
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from millrace.cost import Machine, Prices, is_spot, steady_twin
+from millrace.frozen import Frozen, PositiveInt
 from millrace.plan.spot import Failures, break_even_usd_per_hour
-from millrace.plan.spread import Interval
+from millrace.plan.spread import NOTHING, Interval
 from millrace.plan.time_model import Constants, training_seconds
-from millrace.work import Work
+from millrace.work import NonNegative, Work
 
 NETWORK_HOP_SECONDS = 5e-4
 NETWORK_BYTES_PER_SECOND = 0.6e9
@@ -42,28 +42,27 @@ class Demand:
     """Measured power of this machine at work; 0: not measured."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(Frozen):
     """A kind of machine, how many of them, and what the run would take there."""
 
     machine: str
-    count: int
+    count: PositiveInt
     basis: str
     """How its speed is known; `not measured` leaves everything below at 0."""
-    seconds: Interval = Interval(0.0, 0.0, 0.0)
+    seconds: Interval = NOTHING
     """Study and training, with what failures are expected to cost."""
-    usd: Interval = Interval(0.0, 0.0, 0.0)
-    usd_per_hour: float = 0.0
+    usd: Interval = NOTHING
+    usd_per_hour: NonNegative = 0.0
     """Of one machine."""
-    restarts: float = 0.0
+    restarts: NonNegative = 0.0
     """Expected."""
-    checkpoint_every_seconds: float = 0.0
+    checkpoint_every_seconds: NonNegative = 0.0
     """Young's interval."""
-    overhead: float = 1.0
+    overhead: NonNegative = 1.0
     """Expected time of the training in multiples of the useful time."""
-    break_even_usd_per_hour: float = 0.0
+    break_even_usd_per_hour: NonNegative = 0.0
     """Of a spot machine: the price at which its steady twin costs the same; 0: it has none."""
-    joules: float = 0.0
+    joules: NonNegative = 0.0
     """0: not known."""
     energy_basis: str = ""
 
@@ -81,29 +80,6 @@ class Option:
     def name(self) -> str:
         """Machine and number."""
         return self.machine + (f" x {self.count}" if self.count > 1 else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a manifest and the JSON line."""
-        return {
-            "machine": self.machine,
-            "count": self.count,
-            "basis": self.basis,
-            "seconds": self.seconds.to_dict(),
-            "usd": self.usd.to_dict(),
-            "usd_per_hour": self.usd_per_hour,
-            "restarts": self.restarts,
-            "checkpoint_every_seconds": self.checkpoint_every_seconds,
-            "overhead": self.overhead,
-            "break_even_usd_per_hour": self.break_even_usd_per_hour,
-            "joules": self.joules,
-            "energy_basis": self.energy_basis,
-        }
-
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> "Option":
-        """Inverse of `to_dict`."""
-        intervals = {name: Interval.from_dict(told[name]) for name in ("seconds", "usd")}
-        return cls(**{**told, **intervals})
 
 
 def options(demand: Demand, prices: Prices) -> list[Option]:
@@ -133,7 +109,7 @@ def _option(demand: Demand, prices: Prices, name: str, count: int) -> Option:
     speed, basis = _speed(demand, machine, num_cores, is_here=is_here)
     usd_per_hour = prices.usd_per_hour(name, num_cores)
     if not speed:
-        return Option(name, count, NOT_MEASURED, usd_per_hour=usd_per_hour)
+        return Option(machine=name, count=count, basis=NOT_MEASURED, usd_per_hour=usd_per_hour)
     factor = _factor_of_several(demand, count) / speed
     if count > 1:
         basis += ", a network taken for granted"
@@ -146,9 +122,9 @@ def _option(demand: Demand, prices: Prices, name: str, count: int) -> Option:
     usd = study.plus(expected.times(count)).times(usd_per_hour / 3600)
     watts, energy_basis = _watts(demand, prices, name, num_cores, is_here=is_here)
     return Option(
-        name,
-        count,
-        basis,
+        machine=name,
+        count=count,
+        basis=basis,
         seconds=study.plus(expected),
         usd=usd,
         usd_per_hour=usd_per_hour,
@@ -207,4 +183,4 @@ def _with_break_even(option: Option, found: Sequence[Option], prices: Prices) ->
     if steady is None or not steady.is_known:
         return option
     price = break_even_usd_per_hour(steady.usd_per_hour, steady.seconds.value, option.seconds.value)
-    return replace(option, break_even_usd_per_hour=price)
+    return option.model_copy(update={"break_even_usd_per_hour": price})

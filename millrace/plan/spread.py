@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+
+from millrace.frozen import Frozen
+from millrace.work import NonNegative
 
 LEVEL = 0.9
 PRIOR_SIGMA = 0.3
@@ -17,34 +18,29 @@ ENOUGH_RUNS = 9
 """From here on the runs' own errors have a 90 % quantile."""
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(Frozen):
     """A predicted value with the ends of its 90 % interval."""
 
-    value: float
-    low: float
-    high: float
+    value: NonNegative
+    low: NonNegative
+    high: NonNegative
 
     def times(self, factor: float) -> "Interval":
-        """In another unit."""
-        return Interval(self.value * factor, self.low * factor, self.high * factor)
+        """In another unit, or of a multiple."""
+        return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
     def plus(self, other: "Interval") -> "Interval":
         """The sum of two values whose errors go together: of one machine, at one time."""
-        return Interval(self.value + other.value, self.low + other.low, self.high + other.high)
+        return Interval(
+            value=self.value + other.value, low=self.low + other.low, high=self.high + other.high
+        )
 
     def holds(self, actual: float) -> bool:
         """Whether the actual value lies inside."""
         return self.low <= actual <= self.high
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain values for a manifest."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
-    @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> "Interval":
-        """Inverse of `to_dict`."""
-        return cls(float(told["value"]), float(told["low"]), float(told["high"]))
+NOTHING = Interval(value=0.0, low=0.0, high=0.0)
 
 
 def half_width(errors: Sequence[float]) -> float:
@@ -69,4 +65,4 @@ def half_width(errors: Sequence[float]) -> float:
 def spread(value: float, errors: Sequence[float]) -> Interval:
     """A value that is above 0 with its interval: as much above as below, as ratios."""
     factor = math.exp(half_width(errors))
-    return Interval(value, value / factor, value * factor)
+    return Interval(value=value, low=value / factor, high=value * factor)

@@ -19,24 +19,36 @@ NOUNS = (
 """In the order of the line."""
 
 
+SIZED_BY = {
+    "tokenizer": "source_files", "shards": "source_files", "evaluation": "shards",
+    "release": "checkpoint",
+}  # fmt: skip
+"""Noun to the one among its inputs that tells its size."""
+
+
 def size_of(noun: str, spec: PipelineSpec, inputs: Mapping[str, Manifest]) -> float:
     """What a step's seconds grow with: bytes for what reads, samples for what computes.
 
     1 where nothing that is known beforehand tells: the source files before they are listed, and
     what takes the same whatever there is.
+
+    Args:
+        noun: What is made.
+        spec: Its pipeline.
+        inputs: What it is made from, or at least `SIZED_BY[noun]`.
     """
-    if noun in ("tokenizer", "shards") and "source_files" in inputs:
-        return float(inputs["source_files"].facts["num_bytes"])
     if noun == "study":
-        taken = num_samples_taken(spec) - spec.train.batch * spec.train.steps
-        return float(taken)
+        return num_samples_taken(spec) - spec.train.batch * spec.train.steps
     if noun == "checkpoint":
         return float(spec.train.batch * spec.train.steps)
-    if noun == "evaluation" and "shards" in inputs:
-        return float(inputs["shards"].facts["splits"]["test"]["num_samples"])
-    if noun == "release" and "checkpoint" in inputs:
-        return float(inputs["checkpoint"].num_bytes)
-    return 1.0
+    source = inputs.get(SIZED_BY.get(noun, ""))
+    if source is None:
+        return 1.0
+    if source.noun == "source_files":
+        return float(source.facts["num_bytes"])
+    if source.noun == "shards":
+        return float(source.facts["splits"]["test"]["num_samples"])
+    return float(source.num_bytes)
 
 
 def predict_step(records: Sequence[Record], size: float, machine: str) -> Interval | None:

@@ -9,7 +9,6 @@ from millrace import manifest as manifests
 from millrace.errors import StoppedError
 from millrace.job import Job
 from millrace.manifest import Manifest
-from millrace.models.blocks import blocks_of
 from millrace.models.source import source_digest
 from millrace.spec import UNKEYED
 from millrace.storage import FsspecStorage, StoredFile
@@ -22,6 +21,7 @@ from millrace.train.lookout import Lookout, Seen
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.notice import STOPPED, Notice
 from millrace.train.proof import Proof, replay
+from millrace.train.quantities import Looked, work_of
 from millrace.train.watch import Watch, scale_of
 from millrace.train.world import World, num_threads
 from millrace.work import Timing, Work
@@ -44,7 +44,7 @@ def run_rank(job: Job) -> None:
                 attempt = Attempt(job, trainer, checkpoints, world, notice, start)
                 scale = scale_of(job, data, choice, world)
                 attempt.train(Watch(job, storage, trainer, scale, world))
-                work = work_of(job, shards, choice, trainer, world)
+                work = _work(job, shards, choice, trainer, world)
                 told = {"strategy": strategy.model_dump(), "work": work.model_dump()}
                 _Publication(job, storage, shards, code, told).publish(attempt, world)
         finally:
@@ -208,27 +208,16 @@ class Attempt:
         return replay(self.trainer, self.checkpoints, self.lookout.witness, self._world)
 
 
-def work_of(job: Job, shards: Manifest, choice: Choice, trainer: Trainer, world: World) -> Work:
-    """The training in the quantities that its time depends on."""
-    spec, split = job.spec.train, shards.facts["splits"]["train"]
-    is_cpu = trainer.device.type == "cpu"
-    return Work(
-        steps=trainer.steps,
-        batch=spec.batch,
-        ranks=world.size,
-        threads=num_threads(world.size // world.num_nodes) if is_cpu else 1,
-        device=choice.device,
-        parameters=sum(p.numel() for p in trainer.network.parameters()),
-        blocks=len(blocks_of(trainer.network)),
-        microbatches=choice.strategy.microbatches,
-        flops_per_sample=choice.flops_per_sample,
-        kept_bytes_per_sample=choice.kept_bytes_per_sample,
-        raw_bytes_per_sample=split["raw_bytes"] / max(1, split["num_samples"]),
-        validations=-(-spec.steps // spec.validate_every),
-        validate_samples=min(
-            spec.validate_samples, shards.facts["splits"]["validation"]["num_samples"]
-        ),
+def _work(job: Job, shards: Manifest, choice: Choice, trainer: Trainer, world: World) -> Work:
+    looked = Looked(
+        choice.device,
+        choice.flops_per_sample,
+        choice.kept_bytes_per_sample,
+        choice.strategy.microbatches,
     )
+    threads = num_threads(world.size // world.num_nodes)
+    spec = job.spec.train.model_copy(update={"ranks": world.size, "steps": trainer.steps})
+    return work_of(spec, shards, trainer.network, looked, threads=threads)
 
 
 @dataclass(frozen=True)
