@@ -16,6 +16,7 @@ from millrace.errors import GateError, MillraceError, NotFoundError, ProcessDied
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
+from millrace.plan import history
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 from resources.compute import Compute
@@ -46,6 +47,9 @@ class Step:
         verb: What the engine calls making it.
         version: Raised when the engine would make something else from the same spec and inputs.
         inputs: Nouns it is made from.
+        optional: Nouns it is made from where they exist and were made from the same inputs.
+        after: Nouns that it waits for without being made from them; their blocking checks hold it.
+        is_of_machine: Whether it is made anew on another kind of machine.
         keyed_by: The part of the spec that decides what is made, besides the inputs.
         tell: Metadata and check results for a manifest.
         tune: The spec to make it with, given the inputs; where it differs from the pipeline's.
@@ -57,6 +61,9 @@ class Step:
     version: int
     tell: Callable[[Manifest, PipelineSpec], Told]
     inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    is_of_machine: bool = False
     keyed_by: Callable[[PipelineSpec], Any] = lambda _spec: None
     tune: Callable[[PipelineSpec, Inputs], PipelineSpec] = lambda spec, _inputs: spec
 
@@ -66,19 +73,25 @@ class Step:
         return dg.AssetKey([self.pipeline.name, self.noun])
 
     def build_asset(
-        self, *, kind: str, description: str, checks: Sequence[dg.AssetCheckSpec] = ()
+        self,
+        *,
+        kind: str,
+        description: str,
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        priority: int = 0,
     ) -> dg.AssetsDefinition:
-        """The asset `<pipeline>/<noun>` with its checks."""
+        """The asset `<pipeline>/<noun>` with its checks; of what is ready, less priority waits."""
 
         @dg.asset(
             key=self.key,
             group_name=self.pipeline.name,
-            deps=[dg.AssetKey([self.pipeline.name, noun]) for noun in self.inputs],
+            deps=[dg.AssetKey([self.pipeline.name, n]) for n in (*self.inputs, *self.after)],
             code_version=digest(self.version, self.keyed_by(self.pipeline.spec))[:12],
             pool=self.pipeline.name,  # one run of a pipeline at a time: dagster.yaml limits it to 1
             check_specs=checks,
             kinds={kind},
             description=description,
+            op_tags={"dagster/priority": str(priority)} if priority else None,
         )
         def asset(
             context: dg.AssetExecutionContext, storage: Storage, compute: Compute
@@ -123,6 +136,7 @@ class Step:
             noun: manifests.current(storage, self.pipeline.name, noun) for noun in self.inputs
         }
         _refuse_mixed(inputs)
+        inputs |= self._optional(storage, inputs)
         spec = self.tune(self.pipeline.spec, inputs)
         job = Job(
             pipeline=self.pipeline.name,
@@ -131,7 +145,9 @@ class Step:
             store=url,
             work=compute.work,
             inputs={noun: made.path for noun, made in inputs.items()},
-            key=self._address(spec, inputs),
+            key=self._address(spec, inputs, compute.machine),
+            machine=compute.machine,
+            price_file=compute.price_file,
             usd_per_hour=compute.usd_per_hour,
             mtbf_hours=compute.mtbf_hours,
             storage_price=compute.storage_price(url),
@@ -152,14 +168,28 @@ class Step:
             asset_key=self.key,
             metadata=metadata
             | _common(made, url, is_reused=is_reused)
+            | _predicted(storage, made)
             | {"unchanged": is_unchanged},
             check_results=checks,
             data_version=dg.DataVersion(made.digest),
         )
 
-    def _address(self, spec: PipelineSpec, inputs: Inputs) -> str:
+    def _optional(self, storage: FsspecStorage, inputs: Inputs) -> dict[str, Manifest]:
+        """The optional inputs that exist and are of these very inputs."""
+        found = {noun: _last(storage, self.pipeline.name, noun) for noun in self.optional}
         digests = {noun: made.digest for noun, made in inputs.items()}
-        return digest(self.noun, self.version, self.keyed_by(spec), digests)
+        digests |= {noun: made.digest for noun, made in found.items() if made is not None}
+        return {
+            noun: made
+            for noun, made in found.items()
+            if made is not None
+            and all(digests.get(origin, told) == told for origin, told in made.inputs.items())
+        }
+
+    def _address(self, spec: PipelineSpec, inputs: Inputs, machine: str) -> str:
+        digests = {noun: made.digest for noun, made in inputs.items()}
+        more = [machine] if self.is_of_machine else []
+        return digest(self.noun, self.version, self.keyed_by(spec), digests, *more)
 
     def _make(
         self,
@@ -221,6 +251,21 @@ def _common(made: Manifest, url: str, *, is_reused: bool) -> dict[str, Any]:
         "usd": 0.0 if is_reused else usd,
         "made_in_seconds": seconds,
         "made_for_usd": usd,
+    }
+
+
+def _predicted(storage: FsspecStorage, made: Manifest) -> dict[str, Any]:
+    """What the run that made this was expected to take, beside what it took."""
+    record = history.of_manifest(storage, made)
+    if record is None or record.predicted is None:
+        return {}
+    usd = record.predicted.times(record.usd_per_hour / 3600)
+    return {
+        "predicted_seconds": round(record.predicted.value, 2),
+        "predicted_seconds_low": round(record.predicted.low, 2),
+        "predicted_seconds_high": round(record.predicted.high, 2),
+        "predicted_usd": round(usd.value, 6),
+        "prediction_held": record.predicted.holds(record.seconds),
     }
 
 

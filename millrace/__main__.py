@@ -40,7 +40,7 @@ _COMMANDS = {
 }
 USAGE = """usage: python -m millrace predict PIPELINE [--help]     ask a released model
        python -m millrace report PIPELINE [--help]      what was made, how good, at what cost
-       python -m millrace plan PIPELINE [--help]        what a run will take, and where it is cheapest
+       python -m millrace plan PIPELINE [--help]        what a run will take, and where best
        python -m millrace export PIPELINE [--help]      its samples in another format
        python -m millrace join PIPELINE                 train as one more host of its training
 """

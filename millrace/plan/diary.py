@@ -69,8 +69,8 @@ class Diary:
             self._size, self._expected = self._predict()
         except (MillraceError, ValidationError, KeyError) as error:
             log(f"what this step will take is not predicted: {error}")
-        if self._expected is not None:
-            emit("expected", what=self._noun, **self._expected.model_dump())
+        if (found := self._expected) is not None:
+            emit("expected", seconds=found.value, low=found.low, high=found.high)
 
     def _predict(self) -> tuple[float, Interval | None]:
         """What the step works on, and the seconds that it is expected to take."""
@@ -94,4 +94,5 @@ class Diary:
         shards = manifests.read(self._storage, self._job.inputs["shards"])
         if plan.inputs.get("shards") != shards.digest:
             return None
-        return Outlook.model_validate(plan.measured["outlook"])
+        outlook = Outlook.model_validate(plan.measured["outlook"])
+        return outlook if outlook.machine == self._job.machine else None

@@ -19,6 +19,7 @@ from millrace.manifest import Manifest
 from millrace.plan.evidence import Evidence, evidence_key, from_run
 from millrace.plan.history import Record, read_quietly
 from millrace.plan.outlook import Outlook, Past, foresee
+from millrace.plan.words import in_words
 from millrace.spec import TrainSpec
 from millrace.storage import FsspecStorage, Storage
 from millrace.telemetry import log
@@ -107,23 +108,3 @@ def _of_last_run(job: Job, key: str, trainings: list[Record]) -> Evidence:
         "no plan and no training of it is recorded on the store",
         "Leave out --no-probe: the probe takes a few seconds",
     )
-
-
-def in_words(outlook: Outlook) -> str:
-    """The plan in a line."""
-    here = outlook.here
-    return (
-        f"plan: study {in_seconds(outlook.study.value)}, training "
-        f"{in_seconds(outlook.training.value)} (90 % between {in_seconds(outlook.training.low)} "
-        f"and {in_seconds(outlook.training.high)}), together {here.usd.value:.3g} USD on "
-        f"{here.name}; by {outlook.basis}"
-    )
-
-
-def in_seconds(seconds: float) -> str:
-    """A time with the digits that count: 3.2 s, 47 s, 12 min, 5.1 h."""
-    for most, unit, size in ((120, "s", 1), (7200, "min", 60), (math.inf, "h", 3600)):
-        if seconds < most:
-            break
-    value = seconds / size
-    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
