@@ -256,16 +256,16 @@ def _common(made: Manifest, url: str, *, is_reused: bool) -> dict[str, Any]:
 
 def _predicted(storage: FsspecStorage, made: Manifest) -> dict[str, Any]:
     """What the run that made this was expected to take, beside what it took."""
-    record = history.of_manifest(storage, made)
-    if record is None or record.predicted is None:
+    entry = history.of_manifest(storage, made)
+    if entry is None or entry.predicted is None:
         return {}
-    usd = record.predicted.times(record.usd_per_hour / 3600)
+    usd = entry.predicted.times(entry.usd_per_hour / 3600)
     return {
-        "predicted_seconds": round(record.predicted.value, 2),
-        "predicted_seconds_low": round(record.predicted.low, 2),
-        "predicted_seconds_high": round(record.predicted.high, 2),
+        "predicted_seconds": round(entry.predicted.value, 2),
+        "predicted_seconds_low": round(entry.predicted.low, 2),
+        "predicted_seconds_high": round(entry.predicted.high, 2),
         "predicted_usd": round(usd.value, 6),
-        "prediction_held": record.predicted.holds(record.seconds),
+        "prediction_held": entry.predicted.holds(entry.seconds),
     }
 
 

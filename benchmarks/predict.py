@@ -29,7 +29,7 @@ from millrace.job import Job
 from millrace.launch import follow
 from millrace.plan import history
 from millrace.plan.fit import Run, predict_seconds
-from millrace.plan.history import Record
+from millrace.plan.history import Entry
 from millrace.plan.probe import probe
 from millrace.plan.spread import ENOUGH_RUNS, Interval
 from millrace.plan.time_model import default_constants
@@ -46,7 +46,7 @@ are those of its manifest, from the first rank's first line to its weights. A pr
 training has seen the k - 1 before it, and each rival's constant is the best one for the median
 relative error on the same k - 1. `T = C * M / (N * B)`: M bytes of weights, N ranks, one bandwidth
 B; `with steps` is the same for each update, a kindness. `constant throughput` is samples over
-samples per second. Those by a probe are predicted from twenty steps and no record at all."""
+samples per second. Those by a probe are predicted from twenty steps and no recorded run at all."""
 
 Rival = Callable[[Work], float]
 RIVALS: Mapping[str, Rival] = {
@@ -64,19 +64,19 @@ class Told:
     held: list[bool] = field(default_factory=list)
     rivals: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in RIVALS})
 
-    def add(self, record: Record, before: Sequence[Record]) -> None:
+    def add(self, entry: Entry, before: Sequence[Entry]) -> None:
         """Predict a training from those before it."""
         runs = [run for one in before if (run := one.run) is not None]
-        assert record.work is not None, "trainings tell their quantities"
-        found = predicted(record.work, runs)
-        self.errors.append(abs(found.value / record.seconds - 1))
-        self.held.append(found.holds(record.seconds))
+        assert entry.work is not None, "trainings tell their quantities"
+        found = predicted(entry.work, runs)
+        self.errors.append(abs(found.value / entry.seconds - 1))
+        self.held.append(found.holds(entry.seconds))
         for name, quantity in RIVALS.items():
             constant = statistics.median(
                 one.seconds / quantity(one.work) for one in before if one.work is not None
             )
-            value = constant * quantity(record.work)
-            self.rivals[name].append(abs(value / record.seconds - 1))
+            value = constant * quantity(entry.work)
+            self.rivals[name].append(abs(value / entry.seconds - 1))
 
 
 def main() -> None:
@@ -97,15 +97,15 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     probed = [
-        abs(seconds / record.seconds - 1) for seconds, record in zip(foreseen, short, strict=False)
+        abs(seconds / entry.seconds - 1) for seconds, entry in zip(foreseen, short, strict=False)
     ]
     early, late, longer = Told(), Told(), Told()
     for i in range(ENOUGH_RUNS, number):
         early.add(short[i], short[:i])
     for i in range(min(RECORDED, number - 1), number):
         late.add(short[i], short[:i])
-    for record in long:
-        longer.add(record, short)
+    for entry in long:
+        longer.add(entry, short)
     _write(early, late, longer, probed, is_kept=not asked.quick)
 
 
@@ -160,18 +160,18 @@ def _packed(folder: Path) -> Job:
     return job.model_copy(update={"inputs": {"shards": shards.path}})
 
 
-def _train(base: Job, sections: Mapping[str, Any], key: str) -> Record:
-    """Train once and read the record that the run left."""
+def _train(base: Job, sections: Mapping[str, Any], key: str) -> Entry:
+    """Train once and read the entry that the run left."""
     spec = base.spec.with_parts(sections)
     job = base.model_copy(update={"spec": spec, "key": digest("predict", key)})
     storage = FsspecStorage(job.store)
     for event in follow("train", job):
         if event["event"] == "made":
             made = manifests.read(storage, event["path"])
-    record = history.of_manifest(storage, made)
-    assert record is not None, "each training leaves a record"
-    sys.stderr.write(f"{key}: {record.seconds:.2f} s, load {os.getloadavg()[0]:.1f}\n")
-    return record
+    entry = history.of_manifest(storage, made)
+    assert entry is not None, "each training leaves an entry"
+    sys.stderr.write(f"{key}: {entry.seconds:.2f} s, load {os.getloadavg()[0]:.1f}\n")
+    return entry
 
 
 def _from_probe(base: Job, sections: Mapping[str, Any]) -> float:
@@ -187,7 +187,7 @@ def _write(
     ours = "the time model"
     held = statistics.mean(early.held)
     bars = [
-        Bar("mean error after 20 records", statistics.mean(late.errors), MOST_AFTER_20, True),
+        Bar("mean error after 20 recorded runs", statistics.mean(late.errors), MOST_AFTER_20, True),
         Bar("mean error, the same run longer", statistics.mean(longer.errors), MOST_LONGER, True),
         Bar("90 % intervals that held, at least", held, LEAST_HELD),
         Bar("90 % intervals that held, at most", held, MOST_HELD, True),
@@ -197,10 +197,12 @@ def _write(
             f"relative error of seconds, {what} (lower is better)",
             [Series(ours, told.errors), *(Series(name, e) for name, e in told.rivals.items())],
         )
-        for what, told in (("after 20 records", late), ("the same run longer", longer))
+        for what, told in (("after 20 recorded runs", late), ("the same run longer", longer))
     ]
-    first = Table("relative error of seconds, by a probe and no record", [Series(ours, probed)])
-    counted = f"{len(early.held)} predictions, each from at least {ENOUGH_RUNS} records."
+    first = Table(
+        "relative error of seconds, by a probe and no recorded run", [Series(ours, probed)]
+    )
+    counted = f"{len(early.held)} predictions, each from at least {ENOUGH_RUNS} recorded runs."
     write(
         "predict",
         [Bars(bars), *tables, first],

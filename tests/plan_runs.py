@@ -3,7 +3,7 @@
 import random
 
 from millrace.plan.fit import Run
-from millrace.plan.history import Record
+from millrace.plan.history import Entry
 from millrace.plan.time_model import Constants, training_seconds
 from millrace.work import Timing, Work
 
@@ -63,8 +63,8 @@ def run_of(work: Work, constants: Constants, factor: float = 1.0) -> Run:
     )
 
 
-def record_of_run(run: Run, number: int = 0, **fields: object) -> Record:
-    """The record that a run leaves."""
+def entry_of_run(run: Run, number: int = 0, **fields: object) -> Entry:
+    """The entry that a run leaves."""
     values: dict[str, object] = {
         "pipeline": "p",
         "noun": "checkpoint",
@@ -78,4 +78,4 @@ def record_of_run(run: Run, number: int = 0, **fields: object) -> Record:
         "work": run.work,
         "timing": run.timing,
     }
-    return Record.model_validate(values | fields)
+    return Entry.model_validate(values | fields)

@@ -9,7 +9,7 @@ from millrace.plan.spread import Interval
 from millrace.plan.time_model import default_constants
 from millrace.spec import PipelineSpec
 from tests.conftest import BuildSpec
-from tests.plan_runs import build_work, record_of_run, run_of
+from tests.plan_runs import build_work, entry_of_run, run_of
 
 CONSTANTS = default_constants("cpu")
 RUN = run_of(build_work(ranks=2), CONSTANTS)
@@ -108,13 +108,13 @@ def test_the_sentence_names_what_takes_most_and_the_change_that_saves_most() -> 
 
 def test_calibration_tells_ratios_and_how_many_intervals_held() -> None:
     predicted = Interval(value=RUN.seconds, low=RUN.seconds / 2, high=RUN.seconds * 2)
-    records = [
-        record_of_run(RUN, 0),
-        record_of_run(RUN, 1, predicted=predicted),
-        record_of_run(RUN, 2, predicted=predicted, seconds=3 * RUN.seconds),
+    entries = [
+        entry_of_run(RUN, 0),
+        entry_of_run(RUN, 1, predicted=predicted),
+        entry_of_run(RUN, 2, predicted=predicted, seconds=3 * RUN.seconds),
     ]
 
-    found = calibration(records)
+    found = calibration(entries)
 
     assert found["ratios"] == pytest.approx([1.0, 3.0])
     assert (found["lows"], found["highs"]) == ([0.5, 0.5], [2.0, 2.0])

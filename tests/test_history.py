@@ -9,43 +9,43 @@ from millrace.plan.spread import Interval
 from millrace.plan.stages import predict_step
 from millrace.plan.time_model import default_constants
 from millrace.storage import FsspecStorage
-from tests.plan_runs import build_work, record_of_run, run_of
+from tests.plan_runs import build_work, entry_of_run, run_of
 
 RUN = run_of(build_work(), default_constants("cpu"))
 
 
 def test_a_record_is_read_as_it_was_written(storage: FsspecStorage) -> None:
-    record = record_of_run(RUN, predicted=Interval(value=3.0, low=2.0, high=4.0), joules=5.0)
+    entry = entry_of_run(RUN, predicted=Interval(value=3.0, low=2.0, high=4.0), joules=5.0)
 
-    history.write(storage, record)
+    history.write(storage, entry)
 
-    assert history.newest(storage, "p", "checkpoint") == [record]
+    assert history.newest(storage, "p", "checkpoint") == [entry]
     assert history.newest(storage, "p", "study") == []
-    assert record.run == RUN
+    assert entry.run == RUN
 
 
 def test_the_newest_are_read_in_the_order_of_time(storage: FsspecStorage) -> None:
     for number in (3, 1, 2, 0):
-        history.write(storage, record_of_run(RUN, number))
+        history.write(storage, entry_of_run(RUN, number))
 
     found = history.newest(storage, "p", "checkpoint", most=3)
 
-    assert [record.made_at[17:19] for record in found] == ["01", "02", "03"]
+    assert [entry.made_at[17:19] for entry in found] == ["01", "02", "03"]
 
 
-def test_the_record_of_a_manifest_is_found_by_what_it_made(storage: FsspecStorage) -> None:
+def test_the_entry_of_a_manifest_is_found_by_what_it_made(storage: FsspecStorage) -> None:
     made = Manifest("p", "shards", "k" * 40, seconds=2.5, made_at="2026-01-02T03:04:05+00:00")
-    record = history.record_of(made, machine="local", usd_per_hour=1.0, predicted=None)
+    entry = history.entry_of(made, machine="local", usd_per_hour=1.0, predicted=None)
 
-    history.write(storage, record)
+    history.write(storage, entry)
 
-    assert history.of_manifest(storage, made) == record
+    assert history.of_manifest(storage, made) == entry
     other = Manifest("p", "shards", "k" * 40, made_at="2026-01-02T03:04:06+00:00")
     assert history.of_manifest(storage, other) is None
 
 
 def test_of_two_writers_at_the_same_second_the_first_is_kept(storage: FsspecStorage) -> None:
-    first = record_of_run(RUN)
+    first = entry_of_run(RUN)
     history.write(storage, first)
 
     history.write(storage, first.model_copy(update={"seconds": 99.0}))
@@ -54,23 +54,23 @@ def test_of_two_writers_at_the_same_second_the_first_is_kept(storage: FsspecStor
 
 
 def test_many_writers_leave_whole_records(storage: FsspecStorage) -> None:
-    records = [record_of_run(RUN, number) for number in range(16)]
-    threads = [threading.Thread(target=history.write, args=(storage, one)) for one in records]
+    entries = [entry_of_run(RUN, number) for number in range(16)]
+    threads = [threading.Thread(target=history.write, args=(storage, one)) for one in entries]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert history.newest(storage, "p", "checkpoint") == records
+    assert history.newest(storage, "p", "checkpoint") == entries
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"pipeline": "p"}', b"\xff\x00"])
 def test_a_damaged_record_is_passed_over(data: bytes, storage: FsspecStorage) -> None:
-    record = record_of_run(RUN)
-    history.write(storage, record)
+    entry = entry_of_run(RUN)
+    history.write(storage, entry)
     storage.write(history.path_of("p", "checkpoint", "2026-02-01T00:00:00+00:00", "x"), data)
 
-    assert history.newest(storage, "p", "checkpoint") == [record]
+    assert history.newest(storage, "p", "checkpoint") == [entry]
 
 
 def test_a_store_that_does_not_answer_leaves_a_plan_without_history(tmp_path: object) -> None:
@@ -82,21 +82,21 @@ def test_a_store_that_does_not_answer_leaves_a_plan_without_history(tmp_path: ob
 
 
 def test_steps_are_predicted_by_their_size_from_runs_on_such_machines() -> None:
-    records = [
-        record_of_run(RUN, number, seconds=2 + 0.01 * size, size=size)
+    entries = [
+        entry_of_run(RUN, number, seconds=2 + 0.01 * size, size=size)
         for number, size in enumerate((100.0, 400.0, 1000.0, 2000.0))
     ]
 
-    found = predict_step(records, 3000.0, "local")
+    found = predict_step(entries, 3000.0, "local")
 
     assert found is not None
     assert found.value == pytest.approx(32, rel=0.1)
-    assert predict_step(records, 3000.0, "another") is None
+    assert predict_step(entries, 3000.0, "another") is None
     assert predict_step([], 1.0, "local") is None
 
 
 def test_one_run_predicts_itself_with_a_wide_interval() -> None:
-    found = predict_step([record_of_run(RUN, seconds=10.0, size=5.0)], 5.0, "local")
+    found = predict_step([entry_of_run(RUN, seconds=10.0, size=5.0)], 5.0, "local")
 
     assert found is not None
     assert found.value == pytest.approx(10, rel=0.05)

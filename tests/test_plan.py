@@ -20,7 +20,7 @@ from millrace.plan.spread import Interval
 from millrace.plan.time_model import default_constants
 from millrace.spec import PipelineSpec, TrainSpec
 from tests.pipelines_for_tests import NAME, ROOT, Line
-from tests.plan_runs import build_work, record_of_run, run_of
+from tests.plan_runs import build_work, entry_of_run, run_of
 from tests.test_options import PRICES
 
 WORK = build_work(batch=16, steps=300)
@@ -90,19 +90,19 @@ def test_a_step_keeps_a_record_with_what_was_expected_of_it(line: Line) -> None:
 
     said = list(follow("train", line.job("first", train=short)))
 
-    (record,) = history.newest(line.storage, NAME, "checkpoint")
+    (entry,) = history.newest(line.storage, NAME, "checkpoint")
     expected = next(event for event in said if event["event"] == "expected")
-    assert record.predicted == outlook.training
+    assert entry.predicted == outlook.training
     assert expected["seconds"] == outlook.training.value
-    assert record.seconds > 0
-    assert record.outside_seconds > 0
-    assert record.memory_bytes > 2**20
-    assert record.work is not None
-    assert record.timing is not None
-    assert (record.work.steps, record.work.ranks) == (40, 1)
-    parts = record.timing
+    assert entry.seconds > 0
+    assert entry.outside_seconds > 0
+    assert entry.memory_bytes > 2**20
+    assert entry.work is not None
+    assert entry.timing is not None
+    assert (entry.work.steps, entry.work.ranks) == (40, 1)
+    parts = entry.timing
     known = parts.start_seconds + parts.loop_seconds + parts.validation_seconds
-    assert known <= record.seconds * 1.01
+    assert known <= entry.seconds * 1.01
     assert parts.waited_seconds <= parts.loop_seconds
 
 
@@ -117,9 +117,9 @@ def test_a_plan_without_a_probe_goes_by_the_last_training(
     evidence, outlook = plan(trained_points.job(), trained_points.storage, shards, may_probe=False)
 
     assert outlook.basis == "no probe and 1 recorded training"
-    (record,) = history.newest(trained_points.storage, NAME, "checkpoint")
-    assert evidence.work == record.work
-    assert outlook.training.value == pytest.approx(record.seconds, rel=0.5)
+    (entry,) = history.newest(trained_points.storage, NAME, "checkpoint")
+    assert evidence.work == entry.work
+    assert outlook.training.value == pytest.approx(entry.seconds, rel=0.5)
 
 
 def run_command(line: Line, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -205,9 +205,9 @@ def foreseen(spec: PipelineSpec, past: Past = NOTHING_YET, hours: float = 1e9) -
 
 def test_recorded_trainings_narrow_the_interval_around_what_they_took(points: Line) -> None:
     slow = run_of(WORK, default_constants("cpu"), factor=2.0)
-    records = [record_of_run(slow, number) for number in range(12)]
+    entries = [entry_of_run(slow, number) for number in range(12)]
 
-    before, after = foreseen(points.spec), foreseen(points.spec, Past(records, []))
+    before, after = foreseen(points.spec), foreseen(points.spec, Past(entries, []))
 
     width = [one.training.high / one.training.low for one in (before, after)]
     assert width[0] > 2
@@ -221,7 +221,7 @@ def test_studies_are_predicted_by_earlier_ones_once_there_are_some(points: Line)
     search, batch = points.spec.search, points.spec.train.batch
     size = search.trials * search.steps * batch * 7 / 27
     studies = [
-        record_of_run(run, n, noun="study", seconds=50.0, size=size, work=None, timing=None)
+        entry_of_run(run, n, noun="study", seconds=50.0, size=size, work=None, timing=None)
         for n in range(10)
     ]
 
@@ -245,14 +245,14 @@ def test_the_training_is_expected_to_be_of_the_size_that_the_last_study_chose() 
     evidence = EVIDENCE.model_copy(
         update={"variants": (wide.model_copy(update={"parameters": 3 * WORK.parameters}),)}
     )
-    record = record_of_run(run_of(wide, default_constants("cpu")))
+    entry = entry_of_run(run_of(wide, default_constants("cpu")))
 
     assert expected_work(evidence, []) == WORK
-    found = expected_work(evidence, [record])
+    found = expected_work(evidence, [entry])
     assert (found.parameters, found.steps) == (wide.parameters, WORK.steps)
     huge = wide.model_copy(update={"parameters": 9 * WORK.parameters})
-    other = record_of_run(run_of(huge, default_constants("cpu")))
-    assert expected_work(evidence, [record, other]) == WORK
+    other = entry_of_run(run_of(huge, default_constants("cpu")))
+    assert expected_work(evidence, [entry, other]) == WORK
 
 
 def test_only_fields_that_change_a_step_are_looked_at_their_ends(points: Line) -> None:

@@ -46,7 +46,7 @@ def test_every_step_of_the_chain_leaves_a_record(finished: tuple[Site, int, str]
 
     found = {noun: history.newest(storage, "digits", noun) for noun in NOUNS}
 
-    assert {noun: len(records) for noun, records in found.items()} == dict.fromkeys(NOUNS, 1)
+    assert {noun: len(entries) for noun, entries in found.items()} == dict.fromkeys(NOUNS, 1)
     for noun in ("study", "checkpoint"):
         assert found[noun][0].predicted is not None
     assert found["shards"][0].predicted is None  # nothing was known before the first run

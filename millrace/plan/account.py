@@ -15,7 +15,7 @@ from millrace.manifest import Manifest
 from millrace.plan import history
 from millrace.plan.bottleneck import Saving, savings, sentence, shares
 from millrace.plan.fit import Run, learn
-from millrace.plan.history import Record
+from millrace.plan.history import Entry
 from millrace.plan.outlook import Outlook
 from millrace.plan.quality import QualityPrice, price_quality
 from millrace.plan.stages import NOUNS
@@ -33,9 +33,9 @@ def account(job: Job) -> Manifest:
     storage = FsspecStorage(job.store)
     found = {noun: manifests.read(storage, path) for noun, path in job.inputs.items()}
     made = {noun: found[noun] for noun in NOUNS if noun in found}
-    records = {noun: history.of_manifest(storage, one) for noun, one in made.items()}
+    entries = {noun: history.of_manifest(storage, one) for noun, one in made.items()}
     past = {noun: history.read_quietly(storage, job.pipeline, noun) for noun in CALIBRATED}
-    stages = {noun: _stage(one, records[noun]) for noun, one in made.items()}
+    stages = {noun: _stage(one, entries[noun]) for noun, one in made.items()}
     return Manifest(
         job.pipeline,
         NOUN,
@@ -47,13 +47,13 @@ def account(job: Job) -> Manifest:
             "calibration": {noun: calibration(told) for noun, told in past.items()},
             "storage": _storage(made, job.spec, job.storage_price),
             "months_kept": job.storage_price.months_kept,
-            **_judged(job, made, records["checkpoint"], past["checkpoint"]),
+            **_judged(job, made, entries["checkpoint"], past["checkpoint"]),
         },
     )
 
 
 def _judged(
-    job: Job, made: Mapping[str, Manifest], told: Record | None, past: Sequence[Record]
+    job: Job, made: Mapping[str, Manifest], told: Entry | None, past: Sequence[Entry]
 ) -> dict[str, Any]:
     """Where the time went, what would save some of it, and what quality cost."""
     run = told.run if told is not None else None
@@ -73,22 +73,22 @@ def _judged(
     }
 
 
-def _stage(made: Manifest, record: Record | None) -> dict[str, Any]:
+def _stage(made: Manifest, entry: Entry | None) -> dict[str, Any]:
     """Actual and predicted seconds and dollars of one noun."""
     told: dict[str, Any] = {"seconds": made.seconds, "usd": made.usd}
-    if record is not None:
-        told["outside_seconds"] = record.outside_seconds
-        told["joules"] = record.joules
-        if record.predicted is not None:
-            told["predicted"] = record.predicted.model_dump()
-            told["predicted_usd"] = record.predicted.value / 3600 * record.usd_per_hour
-            told["held"] = record.predicted.holds(record.seconds)
+    if entry is not None:
+        told["outside_seconds"] = entry.outside_seconds
+        told["joules"] = entry.joules
+        if entry.predicted is not None:
+            told["predicted"] = entry.predicted.model_dump()
+            told["predicted_usd"] = entry.predicted.value / 3600 * entry.usd_per_hour
+            told["held"] = entry.predicted.holds(entry.seconds)
     return told
 
 
-def calibration(records: Sequence[Record]) -> dict[str, Any]:
+def calibration(entries: Sequence[Entry]) -> dict[str, Any]:
     """How the predictions of earlier runs turned out: ratios of actual to predicted seconds."""
-    told = [(r.seconds, r.predicted) for r in records if r.predicted is not None and r.seconds]
+    told = [(r.seconds, r.predicted) for r in entries if r.predicted is not None and r.seconds]
     return {
         "ratios": [seconds / predicted.value for seconds, predicted in told],
         "lows": [predicted.low / predicted.value for _, predicted in told],
@@ -97,7 +97,7 @@ def calibration(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _constants(past: Sequence[Record], run: Run | None, machine: str) -> Constants:
+def _constants(past: Sequence[Entry], run: Run | None, machine: str) -> Constants:
     device = run.work.device if run is not None else "cpu"
     return learn(history.runs_of(past, machine, device), default_constants(device))
 

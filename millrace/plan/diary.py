@@ -1,4 +1,4 @@
-"""The diary of a step: what is expected of it before it runs, and its record afterwards."""
+"""The diary of a step: what is expected of it before it runs, and its entry afterwards."""
 
 import time
 
@@ -25,14 +25,14 @@ _FORESEEN = {"study": "study", "checkpoint": "training"}
 
 
 class Diary:
-    """One step of a pipeline from before its work to its record.
+    """One step of a pipeline from before its work to its entry.
 
-    Nothing hangs on it: where the store does not answer, there is no prediction and no record.
+    Nothing hangs on it: where the store does not answer, there is no prediction and no entry.
 
     Args:
         storage: The store.
         job: The step's.
-        verb: What the engine calls it; what makes no noun of a pipeline leaves no record.
+        verb: What the engine calls it; what makes no noun of a pipeline leaves no entry.
     """
 
     def __init__(self, storage: Storage, job: Job, verb: str) -> None:
@@ -44,13 +44,13 @@ class Diary:
             self._meter, self._started = EnergyMeter(), time.perf_counter()
 
     def keep(self, made: Manifest, seconds: float) -> None:
-        """Write the record of what was made.
+        """Write the entry of what was made.
 
         Args:
-            made: As it is published; of another run's making, it leaves no record here.
+            made: As it is published; of another run's making, it leaves no entry here.
             seconds: Of this process.
         """
-        record = history.record_of(
+        entry = history.entry_of(
             made,
             machine=self._job.machine,
             usd_per_hour=self._job.usd_per_hour,
@@ -60,7 +60,7 @@ class Diary:
             joules=self._meter.joules(),
         )
         try:
-            history.write(self._storage, record)
+            history.write(self._storage, entry)
         except MillraceError as error:
             log(f"this run is not recorded: {error}")
 
@@ -82,8 +82,8 @@ class Diary:
         if noun in _FORESEEN and (outlook := self._outlook()) is not None:
             found: Interval = getattr(outlook, _FORESEEN[noun])
             return size, found
-        records = history.newest(self._storage, job.pipeline, noun)
-        return size, predict_step(records, size, job.machine)
+        entries = history.newest(self._storage, job.pipeline, noun)
+        return size, predict_step(entries, size, job.machine)
 
     def _outlook(self) -> Outlook | None:
         """The current plan's, if it is of the same shards."""

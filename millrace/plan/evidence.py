@@ -1,4 +1,4 @@
-"""What is known of a training before it runs: its quantities, and what a short trial of it took."""
+"""What is known of a training before it runs: its quantities, and what a few steps of it took."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from millrace.work import Work
 
 
 class Evidence(Frozen):
-    """Quantities of a training and of the study's trials, and short trials of both."""
+    """Quantities of a training and of the study's trials, and probes of both."""
 
     key: str
     """Of what it depends on: another network, batch or machine asks for new evidence."""
@@ -23,7 +23,7 @@ class Evidence(Frozen):
     trial: Work
     """A trial of the study, of `search.steps` steps, before it is pruned."""
     probes: tuple[Run, ...] = ()
-    """What short trials took, alone on the machine."""
+    """What their probes took, alone on the machine."""
     memory_bytes: NonNegativeInt = 0
     """Held by the process that tried; 0: it was no process of its own kind."""
 

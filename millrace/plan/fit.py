@@ -234,7 +234,7 @@ def errors_left_out(
     Args:
         runs: Whole trainings.
         prior: What is taken for granted.
-        probes: Short trials that constants are learnt from as well, but that tell no error.
+        probes: A few steps each, that constants are learnt from as well, but that tell no error.
     """
     errors = []
     for i, run in enumerate(runs):

@@ -17,7 +17,7 @@ from millrace.errors import NotFoundError, SpecError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.plan.evidence import Evidence, evidence_key, from_run
-from millrace.plan.history import Record, read_quietly
+from millrace.plan.history import Entry, read_quietly
 from millrace.plan.outlook import Outlook, Past, foresee
 from millrace.plan.words import in_words
 from millrace.spec import TrainSpec
@@ -99,10 +99,10 @@ def _known(storage: Storage, pipeline: str, key: str) -> Evidence | None:
     return evidence if evidence.key == key else None
 
 
-def _of_last_run(job: Job, key: str, trainings: list[Record]) -> Evidence:
-    for record in reversed(trainings):
-        if record.work is not None:
-            return from_run(key, record.work, job.spec)
+def _of_last_run(job: Job, key: str, trainings: list[Entry]) -> Evidence:
+    for entry in reversed(trainings):
+        if entry.work is not None:
+            return from_run(key, entry.work, job.spec)
     raise SpecError(
         f"plan {job.pipeline} without a probe",
         "no plan and no training of it is recorded on the store",

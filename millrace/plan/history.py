@@ -1,8 +1,8 @@
-"""The history of a pipeline: one record for each step that ran, with what was predicted of it.
+"""The history of a pipeline: one entry for each step that ran, with what was predicted of it.
 
 <pipeline>/history/<noun>/<when>-<key>.json     written once, by the process that ran the step
 
-What is reused leaves no record. The newest records feed the next predictions.
+What is reused leaves no entry. The newest entries feed the next predictions.
 """
 
 import os
@@ -21,12 +21,12 @@ from millrace.storage import Storage
 from millrace.telemetry import log
 from millrace.work import NonNegative, Timing, Work
 
-MOST_RECORDS = 40
+MOST_ENTRIES = 40
 """Of a noun: older ones tell of older code, and each is a request."""
 READS_AT_ONCE = 8
 
 
-class Record(Frozen):
+class Entry(Frozen):
     """What one step of a pipeline took."""
 
     pipeline: str
@@ -74,37 +74,37 @@ class Record(Frozen):
 
 
 def path_of(pipeline: str, noun: str, made_at: str, key: str) -> str:
-    """Path of a record: names sort by time."""
+    """Path of an entry: names sort by time."""
     when = "".join(char for char in made_at.split("+", maxsplit=1)[0] if char.isalnum())
     return f"{pipeline}/history/{noun}/{when}-{key[:KEY_CHARS]}.json"
 
 
-def write(storage: Storage, record: Record) -> None:
-    """Keep a record; who wrote one of the same name first is left alone."""
+def write(storage: Storage, entry: Entry) -> None:
+    """Keep an entry; who wrote one of the same name first is left alone."""
     try:
-        storage.write(record.path, record.model_dump_json(indent=1).encode(), if_absent=True)
+        storage.write(entry.path, entry.model_dump_json(indent=1).encode(), if_absent=True)
     except ExistsError:
-        log(f"{record.path} is there already: another run made the same at the same second")
+        log(f"{entry.path} is there already: another run made the same at the same second")
 
 
-def of_manifest(storage: Storage, made: Manifest) -> Record | None:
-    """The record of the run that made this; None where it left none."""
+def of_manifest(storage: Storage, made: Manifest) -> Entry | None:
+    """The entry of the run that made this; None where it left none."""
     return _read(storage, path_of(made.pipeline, made.noun, made.made_at, made.key))
 
 
-def newest(storage: Storage, pipeline: str, noun: str, most: int = MOST_RECORDS) -> list[Record]:
-    """The newest records of a noun, oldest of them first; those that are damaged are left out."""
+def newest(storage: Storage, pipeline: str, noun: str, most: int = MOST_ENTRIES) -> list[Entry]:
+    """The newest entries of a noun, oldest of them first; those that are damaged are left out."""
     paths = sorted(storage.list(f"{pipeline}/history/{noun}"))[-most:]
     if not paths:
         return []
     with ThreadPoolExecutor(min(READS_AT_ONCE, len(paths))) as pool:
         found = pool.map(lambda path: _read(storage, path), paths)
-        return [record for record in found if record is not None]
+        return [entry for entry in found if entry is not None]
 
 
-def _read(storage: Storage, path: str) -> Record | None:
+def _read(storage: Storage, path: str) -> Entry | None:
     try:
-        return Record.model_validate_json(storage.read(path))
+        return Entry.model_validate_json(storage.read(path))
     except NotFoundError:
         return None
     except (CorruptError, ValidationError) as error:
@@ -112,26 +112,26 @@ def _read(storage: Storage, path: str) -> Record | None:
         return None
 
 
-def runs_of(records: Sequence[Record], machine: str, device: str) -> list[Run]:
-    """The trainings among records of this kind of machine and device."""
-    found = [record.run for record in records if record.machine == machine]
+def runs_of(entries: Sequence[Entry], machine: str, device: str) -> list[Run]:
+    """The trainings among entries of this kind of machine and device."""
+    found = [entry.run for entry in entries if entry.machine == machine]
     return [run for run in found if run is not None and run.work.device == device]
 
 
-def record_of(
+def entry_of(
     made: Manifest, *, machine: str, usd_per_hour: float, predicted: Interval | None, **more: Any
-) -> Record:
-    """The record of a run that made this manifest, here and now.
+) -> Entry:
+    """The entry of a run that made this manifest, here and now.
 
     Args:
         made: What it made.
         machine: Kind of this machine in the price file.
         usd_per_hour: Its price.
         predicted: What was predicted.
-        more: Further fields of the record.
+        more: Further fields of the entry.
     """
     measured = made.measured
-    return Record(
+    return Entry(
         pipeline=made.pipeline,
         noun=made.noun,
         key=made.key,
@@ -148,7 +148,7 @@ def record_of(
     )
 
 
-def read_quietly(storage: Storage, pipeline: str, noun: str) -> list[Record]:
+def read_quietly(storage: Storage, pipeline: str, noun: str) -> list[Entry]:
     """Like `newest`; empty where the store does not answer, since no step hangs on its history."""
     try:
         return newest(storage, pipeline, noun)

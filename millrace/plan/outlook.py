@@ -1,6 +1,6 @@
 """The outlook: what a study and a training will take, decided from what is known of them.
 
-evidence + records of earlier runs --> time model --> intervals --> compute options --> the choice
+evidence + entries of earlier runs --> time model --> intervals --> compute options --> the choice
 """
 
 import math
@@ -15,7 +15,7 @@ from millrace.errors import GateError
 from millrace.frozen import Frozen
 from millrace.plan.evidence import Evidence
 from millrace.plan.fit import Run, TimeModel, errors_left_out, fit
-from millrace.plan.history import Record, runs_of
+from millrace.plan.history import Entry, runs_of
 from millrace.plan.options import Demand, Option, cheapest, options
 from millrace.plan.spread import Interval, spread
 from millrace.plan.stages import predict_step, size_of
@@ -70,8 +70,8 @@ class Outlook(Frozen):
 class Past:
     """Records of earlier runs of a pipeline."""
 
-    trainings: Sequence[Record]
-    studies: Sequence[Record]
+    trainings: Sequence[Entry]
+    studies: Sequence[Entry]
 
 
 def foresee(
@@ -138,14 +138,14 @@ def foresee(
     )
 
 
-def expected_work(evidence: Evidence, trainings: Sequence[Record]) -> Work:
+def expected_work(evidence: Evidence, trainings: Sequence[Entry]) -> Work:
     """The training that the study will probably ask for: the last one's, if it can be.
 
-    The search space's ends bound the parameters; a record outside them is of another network.
+    The search space's ends bound the parameters; an entry outside them is of another network.
     """
     known = [evidence.work, *evidence.variants]
     sizes = [work.parameters for work in known]
-    last = next((record.work for record in reversed(trainings) if record.work), None)
+    last = next((entry.work for entry in reversed(trainings) if entry.work), None)
     if last is None or last.device != evidence.work.device:
         return evidence.work
     fits = min(sizes) <= last.parameters <= max(sizes)
@@ -198,12 +198,12 @@ def _checkpoint_seconds(runs: Sequence[Run], work: Work) -> float:
     return CHECKPOINT_SECONDS + work.state_bytes / CHECKPOINT_BYTES_PER_SECOND
 
 
-def _memory(work: Work, evidence: Evidence, trainings: Sequence[Record], machine: str) -> Interval:
+def _memory(work: Work, evidence: Evidence, trainings: Sequence[Entry], machine: str) -> Interval:
     """Peak bytes of a rank, from earlier trainings and the probe's process."""
     known = [
-        (record.work, float(record.memory_bytes))
-        for record in trainings
-        if record.machine == machine and record.work and record.memory_bytes
+        (entry.work, float(entry.memory_bytes))
+        for entry in trainings
+        if entry.machine == machine and entry.work and entry.memory_bytes
     ]
     if evidence.memory_bytes and evidence.probes and work.device == "cpu":
         known.append((evidence.probes[0].work, float(evidence.memory_bytes)))
@@ -229,11 +229,11 @@ def _memory_quantities(work: Work) -> tuple[float, float, float]:
     return (1.0, work.state_bytes, work.share / work.microbatches * work.kept_bytes_per_sample)
 
 
-def _measured_watts(records: Sequence[Record], machine: str) -> float:
+def _measured_watts(entries: Sequence[Entry], machine: str) -> float:
     """Mean power of earlier runs here, where the machine told it; else 0."""
-    told = [record for record in records if record.machine == machine and record.joules]
-    seconds = math.fsum(record.seconds for record in told)
-    return math.fsum(record.joules for record in told) / seconds if seconds else 0.0
+    told = [entry for entry in entries if entry.machine == machine and entry.joules]
+    seconds = math.fsum(entry.seconds for entry in told)
+    return math.fsum(entry.joules for entry in told) / seconds if seconds else 0.0
 
 
 def _basis(evidence: Evidence, runs: Sequence[Run]) -> str:

@@ -1,4 +1,4 @@
-"""A short trial of a training: twenty steps of the real loop on the real shards, on one rank.
+"""A probe of a training: twenty steps of the real loop on the real shards, on one rank.
 
 Alone on the machine it is a little faster than ranks beside each other: runs that are recorded
 later correct what is predicted from it.
@@ -28,7 +28,7 @@ from millrace.work import Timing, Work
 WARM_UP_STEPS = 2
 STEPS = 20
 LONGEST_SECONDS = 0.8
-"""Of one trial: fewer steps are tried of what is slow."""
+"""Of one probe: of what is slow it takes fewer steps."""
 MOST_VARIANTS = 6
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from millrace.data.bill import num_samples_taken
 from millrace.manifest import Manifest
 from millrace.plan.fit import fit
-from millrace.plan.history import Record
+from millrace.plan.history import Entry
 from millrace.plan.spread import Interval, spread
 from millrace.spec import PipelineSpec
 
@@ -51,27 +51,27 @@ def size_of(noun: str, spec: PipelineSpec, inputs: Mapping[str, Manifest]) -> fl
     return float(source.num_bytes)
 
 
-def predict_step(records: Sequence[Record], size: float, machine: str) -> Interval | None:
+def predict_step(entries: Sequence[Entry], size: float, machine: str) -> Interval | None:
     """Seconds of a step of this size, from earlier runs on this kind of machine; None without any.
 
     A part that is always the same and a part that grows with the size, both from the runs; a prior
     of little weight halves the mean run between them.
     """
-    known = [r for r in records if r.machine == machine and r.seconds > 0 and r.size > 0]
+    known = [r for r in entries if r.machine == machine and r.seconds > 0 and r.size > 0]
     if not known:
         return None
     value = _predict(known, size)
     errors = [
-        math.log(record.seconds / _predict([*known[:i], *known[i + 1 :]], record.size))
-        for i, record in enumerate(known)
+        math.log(entry.seconds / _predict([*known[:i], *known[i + 1 :]], entry.size))
+        for i, entry in enumerate(known)
         if len(known) > 1
     ]
     return spread(value, errors)
 
 
-def _predict(records: Sequence[Record], size: float) -> float:
-    sizes = np.array([record.size for record in records])
-    seconds = np.array([record.seconds for record in records])
+def _predict(entries: Sequence[Entry], size: float) -> float:
+    sizes = np.array([entry.size for entry in entries])
+    seconds = np.array([entry.seconds for entry in entries])
     prior = np.array([seconds.mean() / 2, seconds.mean() / 2 / sizes.mean()])
     fixed, each = fit(np.stack([np.ones(len(sizes)), sizes], axis=1), seconds, prior)
     return float(fixed + each * size)
