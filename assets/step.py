@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.metadata import common, predicted
 from millrace import manifest as manifests
 from millrace.errors import GateError, MillraceError, NotFoundError, ProcessDiedError
 from millrace.frozen import digest
@@ -167,8 +168,8 @@ class Step:
         return dg.MaterializeResult(
             asset_key=self.key,
             metadata=metadata
-            | _common(made, url, is_reused=is_reused)
-            | _predicted(storage, made)
+            | common(made, url, is_reused=is_reused)
+            | predicted(history.of_manifest(storage, made))
             | {"unchanged": is_unchanged},
             check_results=checks,
             data_version=dg.DataVersion(made.digest),
@@ -239,34 +240,6 @@ def _last(storage: FsspecStorage, pipeline: str, noun: str) -> Manifest | None:
         return manifests.current(storage, pipeline, noun)
     except NotFoundError:
         return None
-
-
-def _common(made: Manifest, url: str, *, is_reused: bool) -> dict[str, Any]:
-    """What every materialization tells; what is reused took nothing this time."""
-    seconds, usd = round(made.seconds, 2), round(made.usd, 6)
-    return {
-        "manifest": f"{url}/{made.path}",
-        "num_bytes": made.num_bytes,
-        "seconds": 0.0 if is_reused else seconds,
-        "usd": 0.0 if is_reused else usd,
-        "made_in_seconds": seconds,
-        "made_for_usd": usd,
-    }
-
-
-def _predicted(storage: FsspecStorage, made: Manifest) -> dict[str, Any]:
-    """What the run that made this was expected to take, beside what it took."""
-    entry = history.of_manifest(storage, made)
-    if entry is None or entry.predicted is None:
-        return {}
-    usd = entry.predicted.times(entry.usd_per_hour / 3600)
-    return {
-        "predicted_seconds": round(entry.predicted.value, 2),
-        "predicted_seconds_low": round(entry.predicted.low, 2),
-        "predicted_seconds_high": round(entry.predicted.high, 2),
-        "predicted_usd": round(usd.value, 6),
-        "prediction_held": entry.predicted.holds(entry.seconds),
-    }
 
 
 def _log_line(event: Mapping[str, Any]) -> str:

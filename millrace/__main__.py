@@ -11,7 +11,7 @@ from typing import Any
 from millrace.errors import MillraceError
 from millrace.job import Job
 from millrace.launch import tie_to_parent
-from millrace.manifest import Manifest, folder, publish, read
+from millrace.manifest import Manifest, publish
 from millrace.plan.diary import Diary
 from millrace.storage import FsspecStorage
 from millrace.telemetry import emit
@@ -80,10 +80,8 @@ def _run_step(verb: str, path: Path) -> None:
         made = publish(storage, replace(made, seconds=seconds, usd=usd))
         diary.keep(made, seconds)
         emit("made", path=made.path)
-    elif verb == "train":
-        diary.keep(
-            read(storage, f"{folder(job.pipeline, 'checkpoint', job.key)}/manifest.json"), seconds
-        )
+    elif verb == "train":  # its first rank has published
+        diary.keep_published(seconds)
 
 
 def _load(name: str) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ class Diary:
         """Write the entry of what was made.
 
         Args:
-            made: As it is published; of another run's making, it leaves no entry here.
+            made: As it is published.
             seconds: Of this process.
         """
         entry = history.entry_of(
@@ -63,6 +63,16 @@ class Diary:
             history.write(self._storage, entry)
         except MillraceError as error:
             log(f"this run is not recorded: {error}")
+
+    def keep_published(self, seconds: float) -> None:
+        """The same of what another process has published under the job's key."""
+        folder = manifests.folder(self._job.pipeline, self._noun, self._job.key)
+        try:
+            made = manifests.read(self._storage, f"{folder}/manifest.json")
+        except MillraceError as error:
+            log(f"this run is not recorded: {error}")
+        else:
+            self.keep(made, seconds)
 
     def _expect(self) -> None:
         try:

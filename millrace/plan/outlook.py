@@ -68,7 +68,7 @@ class Outlook(Frozen):
 
 @dataclass(frozen=True)
 class Past:
-    """Records of earlier runs of a pipeline."""
+    """What earlier runs of a pipeline took."""
 
     trainings: Sequence[Entry]
     studies: Sequence[Entry]
