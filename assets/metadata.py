@@ -1,4 +1,4 @@
-"""What every materialization tells: where it lies, its seconds and dollars, actual and predicted."""
+"""What every materialization tells: where it lies, and its seconds and dollars, predicted too."""
 
 from typing import Any
 
