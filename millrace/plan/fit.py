@@ -26,9 +26,9 @@ from millrace.plan.time_model import (
 from millrace.work import Timing, Work
 
 Floats = npt.NDArray[np.float64]
-PRIOR_WEIGHT = 0.03
-"""Of one constant's relative distance from its prior, beside one run's relative error. So weak that
-a handful of runs outweigh it, and enough for constants that no run tells of."""
+PRIOR_WEIGHT = 0.003
+"""Of one constant's relative distance from its prior, beside one run's relative error: the runs'
+variance (errors of 5 %) by the prior's (errors of about itself)."""
 REACH = 0.5
 """Distance, in logarithms of quantities, at which a run's correction counts exp(-1/2)."""
 CORRECTION_RUNS = 0.5
@@ -90,13 +90,15 @@ def _descend(
 def fit(quantities: Floats, seconds: Floats, prior: Floats) -> Floats:
     """Constants >= 0 that predict `seconds` with the least squared relative error.
 
-    The prior stands beside the runs as equations of little weight, one for each constant.
+    The prior, brought to the scale of the runs, stands beside them as equations of little weight,
+    one for each constant.
 
     Args:
         quantities: (runs, constants)
         seconds: (runs,), above 0.
         prior: (constants,), above 0.
     """
+    prior = prior * np.median(seconds / (quantities @ prior))  # a machine slow in all, or fast
     # In multiples of the prior: FLOPs are 10^9 times as many as microbatches.
     rows = quantities * prior / seconds[:, None]
     weight = math.sqrt(PRIOR_WEIGHT)

@@ -34,11 +34,12 @@ def forecast(job: Job) -> Manifest:
     shards = manifests.read(storage, job.inputs["shards"])
     evidence, outlook = plan(job, storage, shards, deadline_hours(job.spec.train))
     log(in_words(outlook))
+    train = job.spec.train
     facts = {
         "parameters": evidence.work.parameters,
-        "steps": evidence.work.steps,
-        "batch": evidence.work.batch,
-        "ranks": evidence.work.ranks,
+        "steps": train.steps,
+        "batch": train.batch,
+        "ranks": train.ranks,
     }
     return Manifest(
         job.pipeline,
