@@ -169,7 +169,7 @@ def _watts(
     demand: Demand, prices: Prices, name: str, num_cores: int, *, is_here: bool
 ) -> tuple[float, str]:
     if is_here and demand.watts:
-        return demand.watts, "measured power of earlier runs"
+        return demand.watts, "measured: power of earlier runs"
     watts = prices.watts(name, num_cores)
     return watts, f"modelled: {watts:g} W of the price file" if watts else "not known"
 

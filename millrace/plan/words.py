@@ -47,7 +47,7 @@ def _row(option: Option, *, is_chosen: bool) -> list[str]:
     name = option.name + (" (chosen)" if is_chosen else "")
     if not option.is_known:
         return [name, *([""] * (len(HEADS) - 2)), option.basis]
-    usd = option.break_even_usd_per_hour
+    usd, energy = option.break_even_usd_per_hour, option.energy_basis.partition(":")[0]
     return [
         name,
         with_ends(option.seconds, in_seconds),
@@ -56,7 +56,7 @@ def _row(option: Option, *, is_chosen: bool) -> list[str]:
         in_seconds(option.checkpoint_every_seconds),
         f"{option.overhead:.3f}",
         f"{usd:.3g} (it is {option.usd_per_hour:.3g})" if usd else "",
-        f"{in_joules(option.joules)} ({option.energy_basis})" if option.joules else "not known",
+        f"{in_joules(option.joules)}, {energy}" if option.joules else "not known",
         option.basis,
     ]
 
@@ -93,10 +93,7 @@ def as_text(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     shown = [i for i in range(len(heads)) if any(row[i] for row in cells)]
     table = [[heads[i] for i in shown], *([row[i] for i in shown] for row in cells)]
     widths = [max(len(row[i]) for row in table) for i in range(len(shown))]
-    return "\n".join(
-        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        for row in table
-    )
+    return "\n".join("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
 
 def with_ends(interval: Interval, told: Callable[[float], str]) -> str:
