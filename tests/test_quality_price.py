@@ -34,7 +34,8 @@ def test_where_less_is_better_a_point_is_a_hundredth_of_the_baseline() -> None:
     found = price_quality(facts, curve, run_usd=5.0, usd_per_step=0.01)
 
     assert found is not None
-    assert (found.point, found.gained) == (0.02, pytest.approx(50))
+    assert found.point == 0.02
+    assert found.gained == pytest.approx(50)
     assert found.next_point_usd == pytest.approx(0.2)
 
 

@@ -38,7 +38,8 @@ class Diary:
     def __init__(self, storage: Storage, job: Job, verb: str) -> None:
         self._storage, self._job = storage, job
         self._noun = NOUN_OF_VERB.get(verb, "")
-        self._size, self._expected = 1.0, None
+        self._size = 1.0
+        self._expected: Interval | None = None
         if self._noun:
             self._expect()
             self._meter, self._started = EnergyMeter(), time.perf_counter()

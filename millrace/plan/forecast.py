@@ -7,6 +7,7 @@ evidence + history on the store --> outlook --> the manifest
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -100,7 +101,7 @@ def _known(storage: Storage, pipeline: str, key: str) -> Evidence | None:
     return evidence if evidence.key == key else None
 
 
-def _of_last_run(job: Job, key: str, trainings: list[Entry]) -> Evidence:
+def _of_last_run(job: Job, key: str, trainings: Sequence[Entry]) -> Evidence:
     for entry in reversed(trainings):
         if entry.work is not None:
             return from_run(key, entry.work, job.spec)

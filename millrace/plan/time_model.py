@@ -11,7 +11,7 @@ each of S / N bytes. Of three parts of forward and backward the backward takes t
 2020, table 1).
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from millrace.work import Work
 
@@ -108,13 +108,14 @@ def validation_quantities(work: Work) -> tuple[float, ...]:
 
 def step_seconds(work: Work, constants: Constants) -> float:
     """Seconds of one update, data that arrives too late included."""
-    a0, a1, flops, kept, hops, reduced, parameters = (
-        quantity * constant
-        for quantity, constant in zip(step_quantities(work), astuple(constants.step), strict=True)
-    )
-    compute = a0 + a1 + flops + kept
-    reduce = max(0.0, hops + reduced - constants.overlap * BACKWARD_SHARE * compute)
-    return max(data_seconds(work, constants), compute + reduce + parameters)
+    constant = constants.step
+    k, blocks, flops, kept_bytes, hops, reduced_bytes, parameters = step_quantities(work)
+    compute = k * constant.microbatch + blocks * constant.block
+    compute += flops * constant.flop + kept_bytes * constant.kept_byte
+    reduce = hops * constant.hop + reduced_bytes * constant.reduced_byte
+    reduce = max(0.0, reduce - constants.overlap * BACKWARD_SHARE * compute)
+    updates = compute + reduce + parameters * constant.parameter
+    return max(data_seconds(work, constants), updates)
 
 
 def reduce_seconds(work: Work, constants: Constants) -> float:
