@@ -24,7 +24,7 @@ from millrace.spec import PipelineSpec, TrainSpec
 from millrace.work import NonNegative, Work
 
 STUDY_START_SECONDS = 3.0
-"""Until a study's workers have loaded torch and the data; measured on two cores."""
+"""Until a study's workers have loaded torch and the data: a guess, of two cores."""
 LOOKS_OF_A_TRIAL = 13 / 9
 """Validations of a trial: at a ninth; of the better third at a third, and of theirs at the end."""
 CHECKPOINT_BYTES_PER_SECOND = 2e8
