@@ -37,7 +37,7 @@ def test_the_time_is_told_by_what_it_was_spent_on_and_adds_up() -> None:
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert next(iter(found)) == "study"
     assert found["training: waiting for data"] == 1
-    assert found["training: launch of its processes"] == 4
+    assert found["training: launch"] == 4
     assert found["training: all-reduce"] > 0
     assert sum(found.values()) == pytest.approx(100 + run.seconds + 0.25 + 4)
 

@@ -51,7 +51,7 @@ def shares(
             "training: validations": timing.validation_seconds,
             "training: checkpoints": timing.stall_seconds,
             "training: start": timing.start_seconds,
-            "training: launch of its processes": launch_seconds,
+            "training: launch": launch_seconds,
         }
     known = {what: seconds for what, seconds in found.items() if seconds > 0}
     return dict(sorted(known.items(), key=lambda item: -item[1]))
