@@ -73,6 +73,15 @@ def test_a_damaged_record_is_passed_over(data: bytes, storage: FsspecStorage) ->
     assert history.newest(storage, "p", "checkpoint") == [entry]
 
 
+def test_an_entry_of_which_a_digit_was_changed_is_passed_over(storage: FsspecStorage) -> None:
+    data = entry_of_run(RUN, seconds=123.0).to_bytes()
+
+    storage.write("p/history/checkpoint/x.json", data.replace(b"123.0", b"923.0"))
+
+    assert b"123.0" in data
+    assert history.newest(storage, "p", "checkpoint") == []
+
+
 def test_a_store_that_does_not_answer_leaves_a_plan_without_history(tmp_path: object) -> None:
     storage = FsspecStorage(str(tmp_path))
 

@@ -5,15 +5,16 @@
 What is reused leaves no entry. The newest entries feed the next predictions.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from millrace.errors import CorruptError, ExistsError, MillraceError, NotFoundError
-from millrace.frozen import Frozen, NonNegativeInt
+from millrace.frozen import Frozen, NonNegativeInt, digest
 from millrace.manifest import KEY_CHARS, Manifest
 from millrace.plan.fit import Run
 from millrace.plan.spread import Interval
@@ -24,6 +25,7 @@ from millrace.work import NonNegative, Timing, Work
 MOST_ENTRIES = 40
 """Of a noun: older ones tell of older code, and each is a request."""
 READS_AT_ONCE = 8
+_PASSED_OVER = "It is passed over: predictions go by the others"
 
 
 class Entry(Frozen):
@@ -72,6 +74,26 @@ class Entry(Frozen):
             return None
         return Run(work=self.work, timing=self.timing)
 
+    def to_bytes(self) -> bytes:
+        """JSON with a seal over all of it, for `from_bytes`."""
+        body = self.model_dump(mode="json")
+        return json.dumps(body | {"seal": digest(body)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> "Entry":
+        """Inverse of `to_bytes`; CorruptError if it is not what was sealed."""
+        try:
+            body = json.loads(data)
+            told, found = body.pop("seal"), digest(body)
+            entry = cls.model_validate(body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = " ".join(str(error).split())
+            raise CorruptError(f"read the entry {path}", found, _PASSED_OVER) from error
+        if told != found:
+            told_apart = f"its content hashes to {found}"
+            raise CorruptError(f"read the entry {path} (sealed {told})", told_apart, _PASSED_OVER)
+        return entry
+
 
 def path_of(pipeline: str, noun: str, made_at: str, key: str) -> str:
     """Path of an entry: names sort by time."""
@@ -82,7 +104,7 @@ def path_of(pipeline: str, noun: str, made_at: str, key: str) -> str:
 def write(storage: Storage, entry: Entry) -> None:
     """Keep an entry; who wrote one of the same name first is left alone."""
     try:
-        storage.write(entry.path, entry.model_dump_json(indent=1).encode(), if_absent=True)
+        storage.write(entry.path, entry.to_bytes(), if_absent=True)
     except ExistsError:
         log(f"{entry.path} is there already: another run made the same at the same second")
 
@@ -103,12 +125,15 @@ def newest(storage: Storage, pipeline: str, noun: str, most: int = MOST_ENTRIES)
 
 
 def _read(storage: Storage, path: str) -> Entry | None:
+    def prove(data: bytes) -> None:
+        Entry.from_bytes(data, path)
+
     try:
-        return Entry.model_validate_json(storage.read(path))
+        return Entry.from_bytes(storage.read(path, prove=prove), path)
     except NotFoundError:
         return None
-    except (CorruptError, ValidationError) as error:
-        log(f"{path} is passed over: {error}")
+    except CorruptError as error:
+        log(str(error))
         return None
 
 
