@@ -28,12 +28,18 @@ STEP = PRIOR.step
 OTHER = replace(
     PRIOR,
     step=StepConstants(
-        3 * STEP.microbatch, 0.5 * STEP.block, 2.5 * STEP.flop, 0.4 * STEP.kept_byte, 2 * STEP.hop,
-        3 * STEP.reduced_byte, 2 * STEP.parameter,
+        microbatch=3 * STEP.microbatch,
+        block=0.5 * STEP.block,
+        block_sample=2 * STEP.block_sample,
+        flop=2.5 * STEP.flop,
+        kept_byte=0.4 * STEP.kept_byte,
+        hop=2 * STEP.hop,
+        reduced_byte=3 * STEP.reduced_byte,
+        parameter=2 * STEP.parameter,
     ),
     start=1.1,
     validation_flop=2 * PRIOR.validation_flop,
-)  # fmt: skip
+)
 
 
 def noisy(works: list[Work], constants: Constants, sigma: float) -> list[Run]:

@@ -6,15 +6,15 @@ from millrace.plan.time_model import (
     BACKWARD_SHARE,
     StepConstants,
     default_constants,
+    reduce_quantities,
     reduce_seconds,
-    step_quantities,
     step_seconds,
     training_seconds,
 )
 from tests.plan_runs import build_work
 
 CONSTANTS = default_constants("cpu")
-NONE = StepConstants(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NONE = StepConstants(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_step_is_the_sum_of_its_terms_by_hand() -> None:
@@ -22,11 +22,11 @@ def test_a_step_is_the_sum_of_its_terms_by_hand() -> None:
         batch=8, ranks=2, threads=2, microbatches=3, blocks=4, parameters=1000,
         flops_per_sample=1e6, kept_bytes_per_sample=1e3, raw_bytes_per_sample=10.0,
     )  # fmt: skip
-    step = StepConstants(0.1, 0.01, 1e-6, 1e-3, 0.5, 1e-4, 1e-3)
+    step = StepConstants(0.1, 0.01, 0.02, 1e-6, 1e-3, 0.5, 1e-4, 1e-3)
 
     found = step_seconds(work, replace(CONSTANTS, step=step))
 
-    compute = 3 * (0.1 + 4 * 0.01) + 4 * 1e6 / 2 * 1e-6 + 4 * 1e3 / 2 * 1e-3
+    compute = 3 * (0.1 + 4 * 0.01) + 4 * 4 / 2 * 0.02 + 4 * 1e6 / 2 * 1e-6 + 4 * 1e3 / 2 * 1e-3
     reduce = 2 * 0.5 + 2 * (1 / 2) * 4000 * 1e-4
     assert found == pytest.approx(compute + reduce + 1000 / 2 * 1e-3)
 
@@ -56,7 +56,7 @@ def test_twice_the_bandwidth_halves_the_all_reduce_and_nothing_else() -> None:
 
     saved = step_seconds(work, CONSTANTS) - step_seconds(work, replace(CONSTANTS, step=faster))
 
-    bytes_term = step_quantities(work)[5] * CONSTANTS.step.reduced_byte
+    bytes_term = reduce_quantities(work)[1] * CONSTANTS.step.reduced_byte
     assert saved == pytest.approx(bytes_term / 2)
 
 
