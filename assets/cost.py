@@ -5,14 +5,18 @@ from typing import Any
 
 import dagster as dg
 
-from assets.step import PipelineFolder, Step, Told
+from assets.step import Inputs, PipelineFolder, Step, Told
+from millrace import manifest as manifests
+from millrace.errors import NotFoundError
 from millrace.manifest import Manifest
 from millrace.pictures import Bar, bar_chart, line_chart, markdown
 from millrace.plan.spread import Interval
 from millrace.plan.words import as_markdown, in_seconds, in_usd, with_ends
 from millrace.spec import PipelineSpec
+from millrace.storage import FsspecStorage
 
 HEADS = ("step", "seconds", "predicted", "held", "$", "predicted $", "$ of the store")
+_MAY_LACK = ("tokenizer", "plan", "evaluation", "release")
 _NAMES = {"study": "study", "checkpoint": "training"}
 
 
@@ -29,7 +33,7 @@ def build_cost(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         version=1,
         tell=_tell,
         inputs=("source_files", "shards", "study", "checkpoint"),
-        optional=("tokenizer", "plan", "evaluation", "release"),
+        beside=_what_there_is,
     )
     checks = [
         step.check(
@@ -37,6 +41,21 @@ def build_cost(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         )
     ]
     return step.build_asset(kind="cost", checks=checks, description=__doc__ or "", priority=-1)
+
+
+def _what_there_is(storage: FsspecStorage, inputs: Inputs) -> Inputs:
+    """Of what a run may lack, what is there and was made from these inputs."""
+    pipeline = inputs["checkpoint"].pipeline
+    found = {}
+    for noun in _MAY_LACK:
+        try:
+            made = manifests.current(storage, pipeline, noun)
+        except NotFoundError:
+            continue
+        told = {origin: made.inputs[origin] for origin in made.inputs if origin in inputs}
+        if all(inputs[origin].digest == digest for origin, digest in told.items()):
+            found[noun] = made
+    return found
 
 
 def _tell(made: Manifest, _spec: PipelineSpec) -> Told:

@@ -48,7 +48,7 @@ class Step:
         verb: What the engine calls making it.
         version: Raised when the engine would make something else from the same spec and inputs.
         inputs: Nouns it is made from.
-        optional: Nouns it is made from where they exist and were made from the same inputs.
+        beside: Manifests it is made from besides, which are no assets upstream; by noun.
         after: Nouns that it waits for without being made from them; their blocking checks hold it.
         is_of_machine: Whether it is made anew on another kind of machine.
         keyed_by: The part of the spec that decides what is made, besides the inputs.
@@ -62,7 +62,7 @@ class Step:
     version: int
     tell: Callable[[Manifest, PipelineSpec], Told]
     inputs: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    beside: Callable[[FsspecStorage, Inputs], Inputs] = lambda _storage, _inputs: {}
     after: tuple[str, ...] = ()
     is_of_machine: bool = False
     keyed_by: Callable[[PipelineSpec], Any] = lambda _spec: None
@@ -137,7 +137,7 @@ class Step:
             noun: manifests.current(storage, self.pipeline.name, noun) for noun in self.inputs
         }
         _refuse_mixed(inputs)
-        inputs |= self._optional(storage, inputs)
+        inputs |= self.beside(storage, inputs)
         spec = self.tune(self.pipeline.spec, inputs)
         job = Job(
             pipeline=self.pipeline.name,
@@ -174,18 +174,6 @@ class Step:
             check_results=checks,
             data_version=dg.DataVersion(made.digest),
         )
-
-    def _optional(self, storage: FsspecStorage, inputs: Inputs) -> dict[str, Manifest]:
-        """The optional inputs that exist and are of these very inputs."""
-        found = {noun: _last(storage, self.pipeline.name, noun) for noun in self.optional}
-        digests = {noun: made.digest for noun, made in inputs.items()}
-        digests |= {noun: made.digest for noun, made in found.items() if made is not None}
-        return {
-            noun: made
-            for noun, made in found.items()
-            if made is not None
-            and all(digests.get(origin, told) == told for origin, told in made.inputs.items())
-        }
 
     def _address(self, spec: PipelineSpec, inputs: Inputs, machine: str) -> str:
         digests = {noun: made.digest for noun, made in inputs.items()}

@@ -87,6 +87,7 @@ def test_a_store_that_does_not_answer_leaves_a_plan_without_history(tmp_path: ob
 
     with pytest.raises(StorageError):
         history.newest(storage, "../p", "checkpoint")
+    assert history.of_manifest(storage, Manifest("../p", "shards", "k")) is None
     assert history.read_quietly(storage, "../p", "checkpoint") == []
 
 

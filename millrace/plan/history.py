@@ -110,8 +110,11 @@ def write(storage: Storage, entry: Entry) -> None:
 
 
 def of_manifest(storage: Storage, made: Manifest) -> Entry | None:
-    """The entry of the run that made this; None where it left none."""
-    return _read(storage, path_of(made.pipeline, made.noun, made.made_at, made.key))
+    """The entry of the run that made this; None where it left none, or the store keeps silent."""
+    try:
+        return _read(storage, path_of(made.pipeline, made.noun, made.made_at, made.key))
+    except MillraceError:
+        return None
 
 
 def newest(storage: Storage, pipeline: str, noun: str, most: int = MOST_ENTRIES) -> list[Entry]:
