@@ -11,6 +11,7 @@ from typing import Any
 from millrace import manifest as manifests
 from millrace.cost import Prices
 from millrace.job import Job
+from millrace.manifest import Manifest
 from millrace.plan.forecast import PRICE_FILE, deadline_hours, plan
 from millrace.plan.outlook import Outlook, refusal
 from millrace.plan.words import (
@@ -30,6 +31,24 @@ from millrace.storage import FsspecStorage, default_store
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; 1 where the run would be refused. The last line is one JSON object."""
+    asked = _parse(arguments)
+    folder = asked.folder or Path("pipelines", asked.pipeline)
+    spec = read_pipeline(folder / "defs.yaml")
+    storage = FsspecStorage(asked.store)
+    shards = manifests.current(storage, asked.pipeline, "shards")
+    job = _job(asked, folder, spec, shards)
+    hours = asked.deadline_hours
+    hours = deadline_hours(spec.train) if hours is None else hours
+    _, outlook = plan(job, storage, shards, hours, may_probe=not asked.no_probe)
+    refused = refusal(job.pipeline, spec.train, outlook.training, job.usd_per_hour)
+    lines = in_lines(job.pipeline, spec, outlook)
+    lines += [f"  refused: {refused}"] if refused else []
+    told = as_json(job, outlook, str(refused or ""))
+    sys.stdout.write("\n".join(lines) + "\n" + json.dumps(told) + "\n")
+    return 1 if refused else 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m millrace plan",
         description="What the study and the training of a pipeline will take, with 90 % intervals, "
@@ -41,14 +60,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--prices", type=Path, default=PRICE_FILE, help="default: %(default)s")
     parser.add_argument("--deadline-hours", type=float, help="default: the spec's train.max_hours")
     parser.add_argument("--no-probe", action="store_true", help="from recorded runs alone")
-    asked = parser.parse_args(arguments)
-    folder = asked.folder or Path("pipelines", asked.pipeline)
-    spec = read_pipeline(folder / "defs.yaml")
-    storage = FsspecStorage(asked.store)
-    shards = manifests.current(storage, asked.pipeline, "shards")
+    return parser.parse_args(arguments)
+
+
+def _job(asked: argparse.Namespace, folder: Path, spec: PipelineSpec, shards: Manifest) -> Job:
+    """What would be run, on this machine."""
     machine = os.environ.get("MILLRACE_MACHINE", "local")
-    prices = Prices.read(asked.prices)
-    job = Job(
+    return Job(
         pipeline=asked.pipeline,
         folder=str(folder),
         spec=spec,
@@ -57,18 +75,8 @@ def main(arguments: Sequence[str]) -> int:
         inputs={"shards": shards.path},
         machine=machine,
         price_file=str(asked.prices),
-        usd_per_hour=prices.usd_per_hour(machine),
+        usd_per_hour=Prices.read(asked.prices).usd_per_hour(machine),
     )
-    hours = asked.deadline_hours or deadline_hours(spec.train)
-    _, outlook = plan(job, storage, shards, hours, may_probe=not asked.no_probe)
-    refused = refusal(asked.pipeline, spec.train, outlook.training, job.usd_per_hour)
-    told = as_json(job, outlook, str(refused or ""))
-    lines = [
-        *in_lines(job.pipeline, spec, outlook),
-        *([f"  refused: {refused}"] if refused else []),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n" + json.dumps(told) + "\n")
-    return 1 if refused else 0
 
 
 def in_lines(pipeline: str, spec: PipelineSpec, outlook: Outlook) -> list[str]:
