@@ -8,7 +8,9 @@ from pydantic import BaseModel
 
 from assets.automation import build_automation
 from assets.checkpoint import build_checkpoint
+from assets.cost import build_cost
 from assets.evaluation import build_evaluation
+from assets.plan import build_plan
 from assets.release import build_release
 from assets.shards import build_shards
 from assets.source_files import build_source_files
@@ -19,8 +21,8 @@ from millrace.spec import PipelineSpec, has_tokenizer
 
 
 class Pipeline(dg.Component):
-    """One data set, network and search space: source files -> shards -> study -> checkpoint ->
-    evaluation -> release.
+    """One data set, network and search space: source files -> shards -> plan -> study ->
+    checkpoint -> evaluation -> release -> cost.
     """  # noqa: D205  Dagster shows the whole docstring as the component's description
 
     def __init__(self, spec: PipelineSpec) -> None:
@@ -50,9 +52,11 @@ def build_chain(pipeline: PipelineFolder) -> dg.Definitions:
         build_source_files(pipeline),
         *([build_tokenizer(pipeline)] if has_tokenizer(pipeline.spec.task) else []),
         build_shards(pipeline),
+        build_plan(pipeline),
         build_study(pipeline),
         build_checkpoint(pipeline),
         build_evaluation(pipeline),
         build_release(pipeline),
+        build_cost(pipeline),
     ]
     return dg.Definitions.merge(dg.Definitions(assets=assets), build_automation(pipeline))

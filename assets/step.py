@@ -11,11 +11,13 @@ from typing import Any
 
 import dagster as dg
 
+from assets.metadata import common, predicted
 from millrace import manifest as manifests
 from millrace.errors import GateError, MillraceError, NotFoundError, ProcessDiedError
 from millrace.frozen import digest
 from millrace.job import Job
 from millrace.manifest import Manifest
+from millrace.plan import history
 from millrace.spec import PipelineSpec
 from millrace.storage import FsspecStorage
 from resources.compute import Compute
@@ -47,6 +49,8 @@ class Step:
         version: Raised when the engine would make something else from the same spec and inputs.
         inputs: Nouns it is made from.
         beside: Manifests it is made from besides, which are no assets upstream; by noun.
+        after: Nouns that it waits for without being made from them; their blocking checks hold it.
+        is_of_machine: Whether it is made anew on another kind of machine.
         keyed_by: The part of the spec that decides what is made, besides the inputs.
         tell: Metadata and check results for a manifest.
         tune: The spec to make it with, given the inputs; where it differs from the pipeline's.
@@ -59,6 +63,8 @@ class Step:
     tell: Callable[[Manifest, PipelineSpec], Told]
     inputs: tuple[str, ...] = ()
     beside: Callable[[FsspecStorage, Inputs], Inputs] = lambda _storage, _inputs: {}
+    after: tuple[str, ...] = ()
+    is_of_machine: bool = False
     keyed_by: Callable[[PipelineSpec], Any] = lambda _spec: None
     tune: Callable[[PipelineSpec, Inputs], PipelineSpec] = lambda spec, _inputs: spec
 
@@ -68,19 +74,25 @@ class Step:
         return dg.AssetKey([self.pipeline.name, self.noun])
 
     def build_asset(
-        self, *, kind: str, description: str, checks: Sequence[dg.AssetCheckSpec] = ()
+        self,
+        *,
+        kind: str,
+        description: str,
+        checks: Sequence[dg.AssetCheckSpec] = (),
+        priority: int = 0,
     ) -> dg.AssetsDefinition:
-        """The asset `<pipeline>/<noun>` with its checks."""
+        """The asset `<pipeline>/<noun>` with its checks; of what is ready, less priority waits."""
 
         @dg.asset(
             key=self.key,
             group_name=self.pipeline.name,
-            deps=[dg.AssetKey([self.pipeline.name, noun]) for noun in self.inputs],
+            deps=[dg.AssetKey([self.pipeline.name, n]) for n in (*self.inputs, *self.after)],
             code_version=digest(self.version, self.keyed_by(self.pipeline.spec))[:12],
             pool=self.pipeline.name,  # one run of a pipeline at a time: dagster.yaml limits it to 1
             check_specs=checks,
             kinds={kind},
             description=description,
+            op_tags={"dagster/priority": str(priority)} if priority else None,
         )
         def asset(
             context: dg.AssetExecutionContext, storage: Storage, compute: Compute
@@ -134,7 +146,9 @@ class Step:
             store=url,
             work=compute.work,
             inputs={noun: made.path for noun, made in inputs.items()},
-            key=self._address(spec, inputs),
+            key=self._address(spec, inputs, compute.machine),
+            machine=compute.machine,
+            price_file=compute.price_file,
             usd_per_hour=compute.usd_per_hour,
             mtbf_hours=compute.mtbf_hours,
             storage_price=compute.storage_price(url),
@@ -154,15 +168,17 @@ class Step:
         return dg.MaterializeResult(
             asset_key=self.key,
             metadata=metadata
-            | _common(made, url, is_reused=is_reused)
+            | common(made, url, is_reused=is_reused)
+            | predicted(history.of_manifest(storage, made))
             | {"unchanged": is_unchanged},
             check_results=checks,
             data_version=dg.DataVersion(made.digest),
         )
 
-    def _address(self, spec: PipelineSpec, inputs: Inputs) -> str:
+    def _address(self, spec: PipelineSpec, inputs: Inputs, machine: str) -> str:
         digests = {noun: made.digest for noun, made in inputs.items()}
-        return digest(self.noun, self.version, self.keyed_by(spec), digests)
+        more = [machine] if self.is_of_machine else []
+        return digest(self.noun, self.version, self.keyed_by(spec), digests, *more)
 
     def _make(
         self,
@@ -212,19 +228,6 @@ def _last(storage: FsspecStorage, pipeline: str, noun: str) -> Manifest | None:
         return manifests.current(storage, pipeline, noun)
     except NotFoundError:
         return None
-
-
-def _common(made: Manifest, url: str, *, is_reused: bool) -> dict[str, Any]:
-    """What every materialization tells; what is reused took nothing this time."""
-    seconds, usd = round(made.seconds, 2), round(made.usd, 6)
-    return {
-        "manifest": f"{url}/{made.path}",
-        "num_bytes": made.num_bytes,
-        "seconds": 0.0 if is_reused else seconds,
-        "usd": 0.0 if is_reused else usd,
-        "made_in_seconds": seconds,
-        "made_for_usd": usd,
-    }
 
 
 def _log_line(event: Mapping[str, Any]) -> str:

@@ -26,7 +26,14 @@ def build_study(pipeline: PipelineFolder) -> dg.AssetsDefinition:
         ]
 
     step = Step(
-        pipeline, "study", "tune", version=1, tell=_tell, inputs=("shards",), keyed_by=keyed_by
+        pipeline,
+        "study",
+        "tune",
+        version=1,
+        tell=_tell,
+        inputs=("shards",),
+        after=("plan",),
+        keyed_by=keyed_by,
     )
     checks = [
         step.check(

@@ -66,7 +66,9 @@ ray.init(address="local")
 scaling = ray.train.ScalingConfig(num_workers=2)
 ray.train.torch.TorchTrainer(train, scaling_config=scaling).fit()
 """
-NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
+NOUNS = (
+    "source_files", "shards", "plan", "study", "checkpoint", "evaluation", "release", "cost",
+)  # fmt: skip
 MOST_SECONDS_LATER, MOST_CPU_SECONDS = 1.0, 2.0
 
 

@@ -12,6 +12,7 @@ from millrace.errors import MillraceError
 from millrace.job import Job
 from millrace.launch import tie_to_parent
 from millrace.manifest import Manifest, publish
+from millrace.plan.diary import Diary
 from millrace.storage import FsspecStorage
 from millrace.telemetry import emit
 
@@ -20,22 +21,26 @@ _STEPS = {
     "ingest": "millrace.data.ingest:ingest",
     "learn": "millrace.data.vocabulary:learn_tokenizer",
     "pack": "millrace.data.pack:pack",
+    "forecast": "millrace.plan.forecast:forecast",
     "tune": "millrace.tune.study:tune",
     "worker": "millrace.tune.worker:run_worker",
     "train": "millrace.train.launcher:launch_ranks",
     "rank": "millrace.train.member:run_member",
     "evaluate": "millrace.evaluation.evaluate:evaluate",
     "release": "millrace.release:release",
+    "account": "millrace.plan.account:account",
 }
 # What a person types.
 _COMMANDS = {
     "export": "millrace.export:main",
     "join": "millrace.train.launcher:main",
+    "plan": "millrace.plan.command:main",
     "predict": "millrace.predict:main",
     "report": "millrace.report:main",
 }
 USAGE = """usage: python -m millrace predict PIPELINE [--help]     ask a released model
        python -m millrace report PIPELINE [--help]      what was made, how good, at what cost
+       python -m millrace plan PIPELINE [--help]        what a run will take, and where best
        python -m millrace export PIPELINE [--help]      its samples in another format
        python -m millrace join PIPELINE                 train as one more host of its training
 """
@@ -63,15 +68,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_step(verb: str, path: Path) -> None:
-    """Run a step; the manifest it returns is published with what it took."""
+    """Run a step; the manifest it returns is published with what it took, and so is a record."""
     start = time.perf_counter()
     job = Job.model_validate_json(path.read_bytes())
+    storage = FsspecStorage(job.store)
+    diary = Diary(storage, job, verb)
     made = _load(_STEPS[verb])(job)
+    seconds = time.perf_counter() - start
     if isinstance(made, Manifest):
-        seconds = time.perf_counter() - start
         usd = seconds / 3600 * job.usd_per_hour
-        made = publish(FsspecStorage(job.store), replace(made, seconds=seconds, usd=usd))
+        made = publish(storage, replace(made, seconds=seconds, usd=usd))
+        diary.keep(made, seconds)
         emit("made", path=made.path)
+    elif verb == "train":  # its first rank has published
+        diary.keep_published(seconds)
 
 
 def _load(name: str) -> Callable[..., Any]:

@@ -25,6 +25,10 @@ class Job(Frozen):
     """Address of what is to be made: the digest of its spec and inputs."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Noun to manifest path of what it is made from."""
+    machine: str = "local"
+    """Kind of the machine the job runs on, in the price file."""
+    price_file: str = ""
+    """The price file here, for what compares machines; empty: not known."""
     usd_per_hour: Annotated[float, Field(ge=0)] = 0.0
     """Price of the machine the job runs on."""
     mtbf_hours: Annotated[float, Field(gt=0)] = 2000.0

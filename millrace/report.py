@@ -100,6 +100,15 @@ def _shards(manifest: Manifest) -> str:
     )
 
 
+def _plan(manifest: Manifest) -> str:
+    outlook = manifest.measured["outlook"]
+    training, usd = outlook["training"], outlook["options"][0]["usd"]["value"]
+    return (
+        f"study {outlook['study']['value']:.1f} s, training {training['value']:.1f} s "
+        f"[{training['low']:.1f}, {training['high']:.1f}] expected, ${usd:.5f}"
+    )
+
+
 def _study(manifest: Manifest) -> str:
     facts = manifest.facts
     pruned = sum(trial["state"] == "PRUNED" for trial in facts["trials"])
@@ -127,10 +136,12 @@ _SUMMARIES: dict[str, Callable[[Manifest], str]] = {
     "source_files": _source_files,
     "tokenizer": _tokenizer,
     "shards": _shards,
+    "plan": _plan,
     "study": _study,
     "checkpoint": _checkpoint,
     "evaluation": _evaluation,
     "release": lambda manifest: str(manifest.facts["verdict"]),
+    "cost": lambda manifest: str(manifest.measured["bottleneck"]),
 }
 
 

@@ -213,6 +213,11 @@ class TrainSpec(Frozen):
         return {key: self.mix[key] / total for key in sorted(self.mix)}
 
     @property
+    def num_validations(self) -> int:
+        """Looks at the validation split; the last step has one in any case."""
+        return -(-self.steps // self.validate_every)
+
+    @property
     def mixture(self) -> str:
         """The shares in percent, for people to read."""
         return ", ".join(f"{100 * share:.3g} % {key}" for key, share in self.shares.items())

@@ -61,6 +61,17 @@ def read_specs(path: Path) -> Iterator[PipelineSpec]:
         yield spec
 
 
+def read_pipeline(path: Path) -> PipelineSpec:
+    """The one pipeline that a defs.yaml describes.
+
+    Raises:
+        SpecError: It describes none, or is wrong.
+    """
+    for spec in read_specs(path):
+        return spec
+    raise SpecError(f"read {path}", f"it describes no component of type {TYPE}", FIX)
+
+
 def _misplaced_defaults(spec: PipelineSpec) -> list[Located]:
     """Searched fields whose value as written lies outside the space.
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.orders import BATCH, variances
+from benchmarks.predict import RIVALS, Told
 from benchmarks.result import Bar, as_told
+from millrace.plan.time_model import default_constants
+from tests.plan_runs import draw_works, entry_of_run, run_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +69,18 @@ def test_a_result_names_no_path_of_the_machine_it_was_measured_on(tmp_path: Path
 
     assert as_told(["--data", folder, "--case", "maxcut"]) == ["--data", "DATA", "--case", "maxcut"]
     assert as_told(["--peer-python", ".venv/bin/python"]) == ["--peer-python", ".venv/bin/python"]
+
+
+def test_rivals_of_the_time_model_have_their_constants_from_the_same_runs() -> None:
+    runs = [run_of(work, default_constants("cpu"), factor=2.0) for work in draw_works(30)]
+    entries = [entry_of_run(run, number) for number, run in enumerate(runs)]
+    told = Told()
+
+    for number in range(20, 30):
+        told.add(entries[number], entries[:number])
+
+    ours = np.mean(told.errors)
+    assert ours < 0.1
+    assert set(told.rivals) == set(RIVALS)
+    assert all(np.mean(errors) > 2 * ours for errors in told.rivals.values())
+    assert len(told.held) == 10

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.cost import Prices
+from millrace.cost import Prices, StoragePrice, Traffic, is_spot, steady_twin, storage_bill
 from millrace.errors import SpecError
 
 SHIPPED = Path(__file__).parents[1] / "resources" / "prices.yaml"
@@ -99,3 +99,35 @@ def test_a_machine_fails_as_often_as_the_file_says_or_as_its_kind_does(tmp_path:
     assert prices.mtbf_hours("a-spot") < prices.mtbf_hours("other")
     with pytest.raises(SpecError, match="MILLRACE_MACHINE"):
         prices.mtbf_hours("mainframe")
+
+
+def test_a_store_is_paid_for_what_lies_there_what_is_read_and_each_request() -> None:
+    price = StoragePrice(
+        usd_per_gib_month=0.5,
+        usd_per_gib_read=2.0,
+        usd_per_1000_reads=10.0,
+        usd_per_1000_writes=20.0,
+        months_kept=4.0,
+    )
+    traffic = Traffic(kept_bytes=2**31, num_writes=500, read_bytes=2**30, num_reads=100)
+
+    bill = storage_bill(traffic, price)
+
+    assert (bill.storage, bill.transfer, bill.requests) == (4.0, 2.0, 11.0)
+    assert bill.total == 17.0
+
+
+def test_power_is_the_machines_and_its_cores() -> None:
+    prices = Prices.model_validate({"machines": {"a": {"watts": 50, "watts_per_core": 5}, "b": {}}})
+
+    assert prices.watts("a", cores=4) == 70
+    assert prices.watts("b", cores=4) == 0
+
+
+def test_each_shipped_spot_machine_has_a_steady_twin() -> None:
+    machines = Prices.read(SHIPPED).machines
+    spots = [name for name in machines if is_spot(name)]
+
+    assert spots
+    assert all(steady_twin(name) in machines for name in spots)
+    assert all(machines[steady_twin(name)].counts == machines[name].counts for name in spots)

@@ -36,7 +36,9 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DAGSTER = Path(sys.executable).with_name("dagster")
 DEADLINE_SECONDS = 120
-NOUNS = ("source_files", "shards", "study", "checkpoint", "evaluation", "release")
+NOUNS = (
+    "source_files", "shards", "plan", "study", "checkpoint", "evaluation", "release", "cost",
+)  # fmt: skip
 
 
 def documented_command(pipeline: str) -> list[str]:
@@ -373,7 +375,7 @@ def test_a_changed_field_of_the_spec_makes_what_depends_on_it_stale(spec: Pipeli
 
     longer = spec.with_parts({"train": spec.train.model_dump() | {"steps": 400}})
     before, after = versions(spec), versions(longer)
-    assert {noun for noun in NOUNS if before[noun] != after[noun]} == {"checkpoint"}
+    assert {noun for noun in NOUNS if before[noun] != after[noun]} == {"plan", "checkpoint"}
 
 
 def _follow_until(process: subprocess.Popen[str], text: str) -> list[str]:

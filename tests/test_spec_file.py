@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from millrace.errors import SpecError
-from millrace.spec_file import check_folder, read_specs
+from millrace.spec_file import check_folder, read_pipeline, read_specs
 
 WHOLE = """type: assets.Pipeline
 attributes:
@@ -88,3 +88,10 @@ def test_folders_of_other_components_may_be_called_anything(tmp_path: Path) -> N
     put(tmp_path / "digits")
 
     check_folder(tmp_path)
+
+
+def test_one_pipeline_is_read_or_its_absence_told(tmp_path: Path) -> None:
+    assert read_pipeline(put(tmp_path / "digits")).train.steps == 5
+
+    with pytest.raises(SpecError, match=r"describes no component of type assets\.Pipeline"):
+        read_pipeline(put(tmp_path / "other", "type: dagster.Other\n"))

@@ -48,6 +48,8 @@ class Choice(Frozen):
     """Forward and backward, as chosen."""
     flops_per_sample: float
     """Of forward and backward."""
+    kept_bytes_per_sample: int = 0
+    """What the forward keeps for the backward."""
     peak_flops_per_second: float
     """Of one rank, in the precision chosen."""
 
@@ -126,6 +128,7 @@ def measure(job: Job, data: TrainingData, world: World, steps: int) -> Choice:
         why=why,
         microbatch_seconds=seconds,
         flops_per_sample=flops,
+        kept_bytes_per_sample=needs.sample_bytes,
         peak_flops_per_second=peak,
     )
 

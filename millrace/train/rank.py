@@ -15,14 +15,16 @@ from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import emit, log
 from millrace.train.budget import Budget, Pace
 from millrace.train.checkpoint import NOUN, WEIGHTS, Checkpoints, weights_to_bytes
-from millrace.train.choice import settle
+from millrace.train.choice import Choice, settle
 from millrace.train.guard import back_to
 from millrace.train.lookout import Lookout, Seen
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.notice import STOPPED, Notice
 from millrace.train.proof import Proof, replay
+from millrace.train.quantities import Looked, work_of
 from millrace.train.watch import Watch, scale_of
-from millrace.train.world import World
+from millrace.train.world import World, num_threads
+from millrace.work import Timing, Work
 
 
 def run_rank(job: Job) -> None:
@@ -42,7 +44,8 @@ def run_rank(job: Job) -> None:
                 attempt = Attempt(job, trainer, checkpoints, world, notice, start)
                 scale = scale_of(job, data, choice, world)
                 attempt.train(Watch(job, storage, trainer, scale, world))
-                told = {"strategy": strategy.model_dump()}
+                work = _work(job, shards, choice, trainer, world)
+                told = {"strategy": strategy.model_dump(), "work": work.model_dump()}
                 _Publication(job, storage, shards, code, told).publish(attempt, world)
         finally:
             world.leave()
@@ -88,8 +91,11 @@ class Attempt:
             self._budget,
             self.spent,
         )
-        self.loop_seconds, self.stall_seconds = 0.0, 0.0
-        """In all steps with what came between them, and of that in copies for checkpoints."""
+        self.start_seconds, self.loop_seconds = 0.0, 0.0
+        """Before the first step, and in all steps with what came between them."""
+        self.validation_seconds, self.stall_seconds = 0.0, 0.0
+        """Of the loop, in validations and in copies for checkpoints."""
+        self.num_checkpoints = 0
         self.told: dict[str, float] = {}
         """Rates that were measured."""
 
@@ -106,6 +112,7 @@ class Attempt:
             TrainingError: It went wrong again and again.
         """
         trainer, began = self.trainer, time.perf_counter()
+        self.start_seconds = began - self._start
         self._watch = watch
         self.lookout.start(trainer.step)
         with closing(watch):
@@ -124,15 +131,33 @@ class Attempt:
                 self._roll_back(seen)
                 return
         if validates:
-            found = trainer.validate()
-            if self._world.is_first:
-                emit("validation", step=step, **found)
+            self._validate()
         self._watch.step()
         if seen is not None and not is_last:
             if seen.must_stop or seen.is_spent:
                 self._stop(seen)
             if seen.must_save:
                 self._save()
+
+    def _validate(self) -> None:
+        start = time.perf_counter()
+        found = self.trainer.validate()
+        self.validation_seconds += time.perf_counter() - start
+        if self._world.is_first:
+            emit("validation", step=self.trainer.step, **found)
+
+    def timing(self) -> Timing:
+        """What this attempt has taken, by what it was spent on."""
+        between = self.validation_seconds + self.stall_seconds
+        return Timing(
+            start_seconds=self.start_seconds,
+            loop_seconds=max(0.0, self.loop_seconds - between),
+            waited_seconds=self.trainer.spent.waited_seconds,
+            validation_seconds=self.validation_seconds,
+            stall_seconds=self.stall_seconds,
+            num_checkpoints=self.num_checkpoints,
+            resumed_at=self.resumed_at,
+        )
 
     def _save(self) -> None:
         """Copy the state; a thread publishes it."""
@@ -141,6 +166,7 @@ class Attempt:
         self.checkpoints.begin(place, self.trainer.network, self.trainer.optimizer)
         stall_seconds = time.perf_counter() - start
         self.stall_seconds += stall_seconds
+        self.num_checkpoints += 1
         self.lookout.saved(self.trainer.step, stall_seconds)
 
     def _stop(self, seen: Seen) -> None:
@@ -182,6 +208,18 @@ class Attempt:
         return replay(self.trainer, self.checkpoints, self.lookout.witness, self._world)
 
 
+def _work(job: Job, shards: Manifest, choice: Choice, trainer: Trainer, world: World) -> Work:
+    looked = Looked(
+        choice.device,
+        choice.flops_per_sample,
+        choice.kept_bytes_per_sample,
+        choice.strategy.microbatches,
+    )
+    threads = num_threads(world.size // world.num_nodes)
+    spec = job.spec.train.model_copy(update={"ranks": world.size, "steps": trainer.steps})
+    return work_of(spec, shards, trainer.network, looked, threads=threads)
+
+
 @dataclass(frozen=True)
 class _Publication:
     """What the weights are published with."""
@@ -198,6 +236,7 @@ class _Publication:
         weights = weights_to_bytes(trainer.network)
         facts = self._facts(trainer)
         seconds, loop_seconds = attempt.spent(), attempt.loop_seconds
+        timing = attempt.timing()
         proof = attempt.proof()
         if world.is_first:
             path = f"{manifests.folder(self.job.pipeline, NOUN, self.job.key)}/{WEIGHTS}"
@@ -209,6 +248,7 @@ class _Publication:
                 "samples_per_second": steps_per_second * self.job.spec.train.batch,
                 "checkpoint_stall": attempt.stall_seconds / loop_seconds,
                 "device": str(trainer.device),
+                "timing": timing.model_dump(),
                 **self.told,
                 **attempt.told,
                 **proof.told(),
