@@ -148,6 +148,7 @@ def _alive() -> Iterator[None]:
     ended = threading.Event()
 
     def tell() -> None:
+        emit("alive")
         while not ended.wait(ALIVE_SECONDS):
             emit("alive")
 
