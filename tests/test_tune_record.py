@@ -16,7 +16,7 @@ from millrace.tune import record as records
 from millrace.tune.coordinator import Coordinator, new_study
 from millrace.tune.memo import Memo
 from millrace.tune.record import VARIABLE, Record, studies_url
-from millrace.tune.rung import Training, Rung
+from millrace.tune.rung import Rung, Training
 from tests.formula_pool import FormulaPool, bowl
 
 STORAGES = ("sqlite", "journal", pytest.param("postgres", marks=pytest.mark.services))
