@@ -163,9 +163,9 @@ class Coordinator:
         own = {trial.number: self._losses[self._rungs[-1]][trial.number] for trial in complete}
         again = {number: [own[number], *self._repetitions.losses(number)] for number in own}
         again = {number: losses for number, losses in again.items() if len(losses) > 1}
-        best = complete[0].number
-        if again.keys() - {0}:
+        if len(again) > 1:
             return choose(again)
+        best = complete[0].number
         return Choice(best, {n: [own[n]] for n in own if n in (0, best)}, noise(again))
 
     @property
@@ -344,13 +344,14 @@ class Coordinator:
         return sorted(trials, key=lambda trial: (losses[trial.number], trial.number))
 
     def _leading(self) -> list[FrozenTrial]:
-        """The best trials, each with values of its own, and the default."""
+        """The best trials, each with values of its own, and the default; the best one first."""
         distinct: dict[Settings, FrozenTrial] = {}
         for trial in self._complete():
             distinct.setdefault(settings(trial.params), trial)
-        best = list(distinct.values())[: num_leading(len(self._looks))]
-        default = [trial for trial in list(distinct.values())[len(best) :] if trial.number == 0]
-        return [*best, *default]
+        ranked = list(distinct.values())
+        best = ranked[: num_leading(len(self._looks))]
+        default = [trial for trial in ranked[len(best) :] if trial.number == 0]
+        return [*best[:1], *default, *best[1:]]
 
 
 def _breaks_a_limit(trial: optuna.Trial) -> bool:
