@@ -315,7 +315,8 @@ class Coordinator:
         told = self._study.tell(one.trial, loss, state=state)
         best = self.best_loss
         self._looks.append(Look(self.share, math.inf if best is None else best))
-        self._look_at_first_rung()
+        if state is TrialState.COMPLETE:
+            self._look_at_first_rung()
         self._repeat_default_early()
         return told
 
