@@ -11,11 +11,13 @@ from millrace.pictures import (
     Axis,
     Bar,
     Spot,
+    Upright,
     bar_chart,
     frontier_chart,
     grid_chart,
     line_chart,
     markdown,
+    parallel_chart,
     pareto,
 )
 
@@ -213,3 +215,40 @@ def test_a_table_shows_its_counts_and_names_cut_to_their_room() -> None:
     assert "0" not in shown
     assert "a name that is mu\u2026" in shown
     assert 'fill-opacity="0.94"' in svg  # 7 of 7
+
+
+values = numbers | st.text(max_size=3) | st.booleans()
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), values, values), max_size=4), st.booleans())
+def test_any_values_make_well_formed_parallel_coordinates(
+    columns: list[tuple[str, float | str, float | str]], log: bool
+) -> None:
+    uprights = [Upright(name, [first, second], log=log) for name, first, second in columns]
+
+    svg = parallel_chart("<t>", uprights, good=frozenset({0}), chosen=1)
+
+    assert texts(svg)
+    assert all(math.isfinite(x) for x in coordinates(svg))
+    assert svg.count("<polyline") == (2 if columns else 0)
+
+
+def test_parallel_coordinates_order_numbers_upwards_and_show_the_ends() -> None:
+    rate = Upright("rate", [0.001, 0.01, 0.1], log=True)
+    kind = Upright("kind", ["b", "a", "b"])
+
+    low, middle, high = rate.places()
+    svg = parallel_chart("t", [rate, kind], good=frozenset(), chosen=2)
+
+    assert low > middle > high
+    assert middle == pytest.approx((low + high) / 2)
+    assert kind.places()[0] == kind.places()[2] != kind.places()[1]
+    assert {"rate", "0.1", "0.001", "a", "b"} <= set(texts(svg))
+    assert 'stroke-width="3"' in svg.split("<polyline")[-1]
+
+
+@pytest.mark.parametrize("uprights", [[], [Upright("rate", [])]])
+def test_parallel_coordinates_of_nothing_say_so(uprights: list[Upright]) -> None:
+    svg = parallel_chart("t", uprights, good=frozenset(), chosen=0)
+
+    assert "nothing to show" in texts(svg)
