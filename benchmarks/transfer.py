@@ -27,8 +27,8 @@ from millrace.launch import environment_of_child
 from millrace.models.gpt import Gpt
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.world import World
-from millrace.tune.pool import Rung
 from millrace.tune.rates import first_rates
+from millrace.tune.rung import Rung
 from millrace.tune.transfer import DEAR, RATE, WIDTH, Transfer, transfer
 
 LOW, HIGH = 2.0**-10, 2.0**-4
@@ -89,8 +89,8 @@ class Study:
                 trainer.run_to(to)
                 loss = trainer.validate()["validation_loss"]
             except TrainingError as error:
-                return Rung(float("nan"), str(error), time.process_time() - start)
-        return Rung(loss, "", time.process_time() - start)
+                return Rung(float("nan"), to, time.process_time() - start, str(error))
+        return Rung(loss, to, time.process_time() - start)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from millrace.frozen import Scalar
 from millrace.launch import write_job
 from millrace.spec import PipelineSpec
 from millrace.tune.picture import transfer_chart
-from millrace.tune.pool import Pool, Rung
+from millrace.tune.pool import Pool
+from millrace.tune.rung import Rung
 from millrace.tune.transfer import (
     RATE,
     SHARE,
@@ -61,7 +62,7 @@ class Lab:
         self.seconds += seconds
         loss = 3 - 0.1 * math.log2(width) + 0.1 * math.log2(rate / best_rate(width)) ** 2
         failed = "the loss is nan" if rate > self._worst else ""
-        return Rung(math.nan if failed else loss, failed, seconds)
+        return Rung(math.nan if failed else loss, to, seconds, failed)
 
 
 def best_rate(width: float) -> float:
@@ -183,7 +184,7 @@ def test_small_widths_are_those_that_the_network_can_have(
 
 
 def test_the_seconds_of_a_trial_leave_out_how_a_worker_warms_up() -> None:
-    probed = [Rung(1.0, "", 9.0), Rung(1.0, "", 2.5), Rung(1.0, "", 4.5)]
+    probed = [Rung(1.0, 1, 9.0), Rung(1.0, 2, 2.5), Rung(1.0, 6, 4.5)]
 
     assert full_trial_seconds(probed, 100) == pytest.approx(2.5 + 98 * 0.5)
 

@@ -161,7 +161,7 @@ def extrapolate(
     ends = np.quantile(_led_to(widths, drawn, width)[0], tails)
     (octave,), (slope,) = _led_to(widths, best, width)
     losses = np.array([one.best_loss for one in parabolas])
-    told = np.exp2(np.clip([octave, *ends], math.log2(low), math.log2(high)))
+    told = np.clip(np.exp2([octave, *ends]), low, high)
     return Extrapolation(
         rate=float(told[0]),
         low=float(min(told)),

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 from millrace.errors import SpecError
 from millrace.frozen import Scalar
-from millrace.spec import CustomNetwork, PipelineSpec, Range
+from millrace.search import Range
+from millrace.spec import CustomNetwork, PipelineSpec
 from millrace.telemetry import log
-from millrace.tune.pool import Pool, Rung, RungJob
 from millrace.tune.rates import (
     Extrapolation,
     Parabola,
@@ -30,6 +30,7 @@ from millrace.tune.rates import (
     next_rate,
     parabola,
 )
+from millrace.tune.rung import Pool, Rung, RungJob
 
 RATE, WIDTH = "train.learning_rate", "network.width"
 DEAR = 4.0
@@ -43,8 +44,8 @@ LIKELY_SLOPE = -0.5
 """Between what theory allows, where one width alone is known."""
 WIDE = 4.0
 """An interval whose ends differ by more than this gives its lower end a try as well."""
-PROBE_STEPS = (2, 2, 6)
-"""The first ones warm a worker up; the time of a step is the difference of the others."""
+PROBE_STEPS = (1, 2, 6)
+"""The first one warms a worker up; the time of a step is the difference of the others."""
 
 
 class Train(Protocol):
@@ -228,15 +229,22 @@ class _Sweep:
 
 
 def through(pool: Pool) -> Train:
-    """A `Train` by a pool's rung jobs; its numbers are below 0, which no trial of the study has."""
+    """A `Train` by a pool of which nothing else is in hand.
+
+    Its trainings have numbers below 0, which no trial of the study has.
+    """
     numbers = count(-1, -1)
 
     def train(values: Sequence[Mapping[str, Scalar]], to: int) -> list[Rung]:
         jobs = [RungJob(next(numbers), dict(one), to) for one in values]
-        found = {job.trial: rung for job, rung in pool.run(jobs)}
         for job in jobs:
-            pool.forget(job.trial)
-        return [found[job.trial] for job in jobs]
+            pool.submit(job)
+        ended: dict[RungJob, Rung] = {}
+        while len(ended) < len(jobs):
+            ended.update(pool.wait())
+        for job in jobs:
+            pool.forget(job.training)
+        return [ended[job] for job in jobs]
 
     return train
 
