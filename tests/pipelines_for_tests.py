@@ -33,6 +33,7 @@ import os
 import signal
 import threading
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -93,6 +94,28 @@ class Stack(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.out(x)
+
+
+class Cramped(Linear):
+    """Its device has room for so many samples at a time."""
+
+    def __init__(self, facts, *, room):
+        super().__init__(facts)
+        self.room = room
+
+    def forward(self, inputs):
+        if len(inputs) > self.room:
+            raise torch.OutOfMemoryError(f"no room for {len(inputs)} samples")
+        return super().forward(inputs)
+
+
+class Normed(Linear):
+    def __init__(self, facts):
+        super().__init__(facts)
+        self.norm = nn.BatchNorm1d(facts.shape[0])
+
+    def forward(self, inputs):
+        return super().forward(self.norm(inputs))
 
 
 class Stuck(Linear):

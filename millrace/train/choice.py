@@ -107,11 +107,18 @@ def _read(storage: Storage, path: str, world: World) -> Choice | None:
 
 
 def measure(job: Job, world: World, timings: Timings, steps: int) -> Choice:
-    """Choose from the figures of all ranks, which measure what is not known at once."""
+    """Choose from the figures of all ranks, which measure what is not known at once.
+
+    Raises:
+        TrainingError: Not even a single sample fits the memory of a device.
+    """
     share = job.spec.train.batch // world.size
-    strategy, why_it_fits = fit(timings.needs(), share, world.size)
+    try:
+        needs, flops = timings.needs(), timings.flops_per_sample()
+    except torch.OutOfMemoryError as error:
+        raise _too_large() from error
+    strategy, why_it_fits = fit(needs, share, world.size)
     why = {"memory": why_it_fits}
-    flops = timings.flops_per_sample()
     if strategy.parallel == "fsdp":
         # No rank holds the network alone, so no microbatch can be timed: by its products only.
         strategy, why["precision"] = _faster_products(strategy, timings)
@@ -132,20 +139,20 @@ def measure(job: Job, world: World, timings: Timings, steps: int) -> Choice:
 
 
 def _fitting(timings: Timings, strategy: Strategy, share: int) -> Strategy:
-    """The strategy with as many microbatches as are shown to fit the memory.
-
-    Raises:
-        TrainingError: Not even a single sample does.
-    """
+    """The strategy with as many microbatches as are shown to fit the memory."""
     while math.isinf(timings.seconds([strategy])[0]):
         if strategy.microbatches >= share:
-            raise TrainingError(
-                "lay a training out on its devices",
-                "a single sample does not fit the memory of one of them",
-                "Take a smaller network or shorter samples, or a device with more memory",
-            )
+            raise _too_large()
         strategy = strategy.with_changes(microbatches=min(share, 2 * strategy.microbatches))
     return strategy
+
+
+def _too_large() -> TrainingError:
+    return TrainingError(
+        "lay a training out on its devices",
+        "a single sample does not fit the memory of one of them",
+        "Take a smaller network or shorter samples, or a device with more memory",
+    )
 
 
 def _fastest(

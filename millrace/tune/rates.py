@@ -25,9 +25,9 @@ of all above, where trainings diverge."""
 LEAST_RATES = 4
 """Of a parabola: with three nothing would be left over that tells how far to trust it."""
 MOST_FIRST_RATES = 6
-FURTHER = (-2.0, -0.5, 0.5, -1.5, 1.5)
+FURTHER = (-2.0, -0.5, 0.5, -1.5, 1.25, 0.25, -0.25)
 """Octaves from the best rate at which further ones are tried, in this order."""
-LEAST_DISTANCE = 0.25
+LEAST_DISTANCE = 0.2
 """Octaves between two rates of a width: nearer ones tell little new."""
 DRAWS = 400
 CONFIDENCE = 0.9
@@ -45,7 +45,7 @@ class Trained:
     """Infinite where it failed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parabola:
     """The loss of a width over log2(rate), near its best rate."""
 
