@@ -9,8 +9,8 @@ import pytest
 from millrace.frozen import Scalar
 from millrace.launch import write_job
 from millrace.spec import PipelineSpec
-from millrace.tune.picture import transfer_chart
-from millrace.tune.pool import Pool
+from millrace.tune.pictures import transfer_chart
+from millrace.tune.pool import WorkerPool
 from millrace.tune.rung import Rung
 from millrace.tune.transfer import (
     RATE,
@@ -226,7 +226,7 @@ def test_trainings_of_other_widths_go_through_the_workers_of_a_study(
     job = line.job("study", network={"name": "mlp", "width": 128, "depth": 1, "dropout": 0.0})
     path = write_job(job, "worker")
 
-    with Pool(path, 2) as pool:
+    with WorkerPool(path, 2) as pool:
         train = through(pool)
         first, second = train([{WIDTH: 16, RATE: 0.01}, {WIDTH: 32, RATE: 0.01}], 9)
         (again,) = train([{WIDTH: 16, RATE: 0.01}], 9)
