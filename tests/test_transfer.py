@@ -11,11 +11,14 @@ from millrace.launch import write_job
 from millrace.spec import PipelineSpec
 from millrace.tune.pictures import transfer_chart
 from millrace.tune.pool import WorkerPool
+from millrace.tune.rates import Extrapolation, Trained
 from millrace.tune.rung import Rung
+from millrace.tune.study import tune
 from millrace.tune.transfer import (
     RATE,
     SHARE,
     WIDTH,
+    Optimum,
     Transfer,
     full_trial_seconds,
     is_too_dear,
@@ -204,6 +207,17 @@ def test_a_full_trial_verifies_the_rate_or_does_not() -> None:
     assert found.to_dict()["full_loss"] is None
 
 
+def test_the_studys_own_trial_verifies_the_rate_unless_it_was_pruned() -> None:
+    spec = spec_of({"name": "gpt", "width": 128})
+    found = transfer(spec, budget_seconds=240.0, train=Lab(spec))
+    default = {"values": {RATE: 0.01}, "loss": 2.0}
+    own = {"values": dict(found.values[0])}
+
+    assert found.verified_by([default, own | {"loss": 2.3}]).full_loss == 2.3
+    assert math.isnan(found.verified_by([default, own | {"loss": None}]).full_loss)
+    assert math.isnan(Transfer("off: because").verified_by([default]).full_loss)
+
+
 def test_what_is_told_survives_json_and_makes_a_picture() -> None:
     spec = spec_of({"name": "gpt", "width": 128})
     found = transfer(spec, budget_seconds=240.0, train=Lab(spec)).with_full_loss(2.3)
@@ -211,12 +225,14 @@ def test_what_is_told_survives_json_and_makes_a_picture() -> None:
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     svg = transfer_chart(told)
 
+    assert Transfer.from_dict(told).with_full_loss(2.3) == found
     assert told["values"][0][RATE] == found.values[0][RATE]
     assert any(one["loss"] is None for one in told["trained"])  # those that diverged
     assert "expected at width 128" in svg
     for words in ("width 16", "width 32", "width 128", "best of each width"):
         assert f">{words}<" in svg
-    assert Transfer("off: because").to_dict() == {"why": "off: because", "values": []}
+    off = Transfer("off: because", seconds=1.5)
+    assert Transfer.from_dict(json.loads(json.dumps(off.to_dict()))) == off
 
 
 def test_trainings_of_other_widths_go_through_the_workers_of_a_study(
@@ -234,3 +250,52 @@ def test_trainings_of_other_widths_go_through_the_workers_of_a_study(
     assert first.loss == again.loss != second.loss
     assert min(first.seconds, second.seconds) > 0
     assert not tree.pids("millrace worker")
+
+
+def test_rates_of_a_real_network_are_found_through_workers(points: Line, tmp_path: Path) -> None:
+    line = points.copy(tmp_path / "line")
+    network = {"name": "mlp", "width": 128, "depth": 1, "dropout": 0.0}
+    search = line.spec.search.model_dump() | {"trials": 10**6}  # more than any budget pays for
+    job = line.job("study", network=network, search=search)
+
+    with WorkerPool(write_job(job, "worker"), 2) as pool:
+        found = transfer(job.spec, 600.0, through(pool))
+
+    assert found.why.startswith("on: a trial of width 128 takes")
+    assert [one.width for one in found.optima] == [16, 32]
+    assert found.found is not None
+    assert 1e-4 <= found.found.low <= found.found.rate <= found.found.high <= 0.1
+
+
+def test_a_study_tries_what_smaller_widths_told_right_after_the_default(
+    points: Line, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    found = Transfer(
+        "on: told before",
+        width=8,
+        values=({RATE: 0.02, "train.batch": 16},),
+        found=Extrapolation(0.02, 0.01, 0.04, slope=-0.5, loss=0.5, noise=0.1),
+        optima=(Optimum(4, 0.03, 0.9),),
+        octave_loss=0.1,
+        trained=(Trained(4, 0.03, 0.9), Trained(4, 0.1, math.inf)),
+        seconds=1000.0,
+    )
+    told = json.dumps(found.to_dict()).encode()
+    line.storage.write("p/study/study/transfer.json", told)
+
+    made = tune(line.job("study"))
+
+    own = made.facts["trials"][1]
+    assert own["values"] == found.values[0]
+    assert made.facts["transfer"] == found.verified_by([own]).to_dict()
+    assert made.measured["spent_seconds"] > 1000
+
+
+def test_damaged_figures_of_smaller_widths_are_found_anew(points: Line, tmp_path: Path) -> None:
+    line = points.copy(tmp_path / "line")
+    line.storage.write("p/study/study/transfer.json", b'{"values": [')
+
+    made = tune(line.job("study"))
+
+    assert made.facts["transfer"]["why"].startswith("off: no budget")

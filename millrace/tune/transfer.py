@@ -12,7 +12,7 @@ weights there are for the data (Yang et al. 2022, Tensor Programs V, table 1).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -92,12 +92,22 @@ class Transfer:
         return self.full_loss <= min(one.loss for one in self.optima) + 2 * self.found.noise
 
     def with_full_loss(self, loss: float) -> "Transfer":
-        """With the loss of a full trial at `values[0]`, whole and not pruned."""
+        """With the loss of a full trial at `values[0]`."""
         return replace(self, full_loss=loss)
+
+    def verified_by(self, trials: Sequence[Mapping[str, Any]]) -> "Transfer":
+        """With the loss of the study's own trial at `values[0]`, if that was not pruned."""
+        own = [one["loss"] for one in trials if self.values and one["values"] == self.values[0]]
+        whole = [loss for loss in own if loss is not None]
+        return self.with_full_loss(whole[0]) if whole else self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the facts of a study; what is not finite is None."""
-        told: dict[str, Any] = {"why": self.why, "values": [dict(one) for one in self.values]}
+        told: dict[str, Any] = {
+            "why": self.why,
+            "values": [dict(one) for one in self.values],
+            "seconds": self.seconds,
+        }
         if self.found is None:
             return told
         return told | {
@@ -109,10 +119,29 @@ class Transfer:
                 asdict(one) | {"loss": one.loss if math.isfinite(one.loss) else None}
                 for one in self.trained
             ],
-            "seconds": self.seconds,
             "full_loss": None if math.isnan(self.full_loss) else self.full_loss,
             "is_verified": self.is_verified,
         }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Transfer":
+        """Inverse of `to_dict`, also after a trip through JSON; without a full loss."""
+        values = tuple(told["values"])
+        if not values:
+            return cls(told["why"], seconds=told["seconds"])
+        return cls(
+            why=told["why"],
+            width=told["width"],
+            values=values,
+            found=Extrapolation(**{each.name: told[each.name] for each in fields(Extrapolation)}),
+            optima=tuple(Optimum(**one) for one in told["optima"]),
+            octave_loss=told["octave_loss"],
+            trained=tuple(
+                Trained(**one | {"loss": math.inf if one["loss"] is None else one["loss"]})
+                for one in told["trained"]
+            ),
+            seconds=told["seconds"],
+        )
 
 
 def transfer(spec: PipelineSpec, budget_seconds: float, train: Train) -> Transfer:
