@@ -61,14 +61,14 @@ def test_known_figures_decide_every_knob_and_nothing_is_measured(line: Line) -> 
     assert choice.microbatch_seconds == 0.05
     assert choice.peak_flops_per_second == pytest.approx(2e11)
     assert choice.why["microbatches"] == "a batch takes 500 ms in 1, 400 ms in 2, 440 ms in 4"
-    assert choice.why["threads"] == "a microbatch takes 200 ms in 2, 100 ms in 1"
+    assert choice.why["threads"] == "a microbatch takes 200 ms on 2, 100 ms on 1"
     assert "2 microbatches, 1 threads" in choice.told
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"bfloat16, 2 microbatches, 0 threads": 0.24}, {"microbatches": 1}),
+        ({"bfloat16, 2 microbatches, 0 threads": 0.25}, {"microbatches": 1}),
         ({"has_batch_norm": 1.0}, {"microbatches": 1}),
         ({"bfloat16, 2 microbatches, 1 threads": 0.19}, {"threads": 0}),
         ({"bfloat16, 2 microbatches, 1 threads, compiled": 0.099}, {"is_compiled": False}),

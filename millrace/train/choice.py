@@ -192,7 +192,7 @@ def _in_microbatches(
         return [n * seconds for n, seconds in zip(numbers, timings.seconds(cut), strict=True)]
 
     found = doubling(strategy.microbatches, share, step_seconds)
-    why["microbatches"] = f"a batch takes {_told(found)} microbatches"
+    why["microbatches"] = f"a batch takes {_told(found, 'in')}"
     return strategy.with_changes(microbatches=fastest(found))
 
 
@@ -207,7 +207,7 @@ def _on_threads(timings: Timings, strategy: Strategy, why: dict[str, str]) -> St
 
     found = doubling(1, most, lambda parts: timings.seconds([on(part) for part in parts]))
     told = {most // part: seconds for part, seconds in found.items()}
-    why["threads"] = f"a microbatch takes {_told(told)} threads"
+    why["threads"] = f"a microbatch takes {_told(told, 'on')}"
     return on(fastest(found))
 
 
@@ -234,8 +234,8 @@ def _faster_products(strategy: Strategy, timings: Timings) -> tuple[Strategy, st
     return strategy.with_changes(precision=precision), why
 
 
-def _told(found: Mapping[int, float]) -> str:
-    return ", ".join(f"{ms(seconds)} in {value}" for value, seconds in found.items())
+def _told(found: Mapping[int, float], word: str) -> str:
+    return ", ".join(f"{ms(seconds)} {word} {value}" for value, seconds in found.items())
 
 
 def _device(world: World) -> str:

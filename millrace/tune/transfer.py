@@ -44,8 +44,8 @@ LIKELY_SLOPE = -0.5
 """Between what theory allows, where one width alone is known."""
 WIDE = 4.0
 """An interval whose ends differ by more than this gives its lower end a try as well."""
-PROBE_STEPS = (1, 2, 6)
-"""The first one warms a worker up; the time of a step is the difference of the others."""
+PROBE_STEPS = (2, 6)
+"""Of two trainings whose difference in time is that of their steps."""
 
 
 class Train(Protocol):
@@ -152,13 +152,15 @@ def transfer(spec: PipelineSpec, budget_seconds: float, train: Train) -> Transfe
         budget_seconds: Of the whole study, summed over workers; infinite: it has none.
         train: How trials are trained.
     """
-    widths, against = small_widths(spec), reason_against(spec)
-    if against or math.isinf(budget_seconds):
-        return Transfer(against or "off: no budget bounds the study, so it searches at full width")
+    if math.isinf(budget_seconds):
+        return Transfer("off: no budget bounds the study, so it searches at full width")
+    if against := reason_against(spec):
+        return Transfer(against)
     search = spec.search
-    probed = [train([{}], min(step, search.steps))[0] for step in PROBE_STEPS]
-    seconds = sum(rung.seconds for rung in probed)
-    full_seconds = full_trial_seconds(probed, search.steps)
+    warmed = train([{}] * search.workers, 1)
+    short, long = (train([{}], steps)[0] for steps in PROBE_STEPS)
+    seconds = sum(rung.seconds for rung in (*warmed, short, long))
+    full_seconds = full_trial_seconds(short, long, search.steps)
     why = (
         f"a trial of width {width_of(spec)} takes {full_seconds:.3g} s, the budget has "
         f"{budget_seconds / search.trials:.3g} s for each of {search.trials}"
@@ -166,7 +168,7 @@ def transfer(spec: PipelineSpec, budget_seconds: float, train: Train) -> Transfe
     if not is_too_dear(full_seconds, search.trials, budget_seconds):
         return Transfer(f"off: {why}, which is not {DEAR:g} times less", seconds=seconds)
     sweep = _Sweep(spec, train, SHARE * budget_seconds - seconds)
-    parabolas = sweep.run(widths)
+    parabolas = sweep.run(small_widths(spec))
     seconds += sweep.seconds
     if len(parabolas) < 2:
         told = f"off: {why}; but {sweep.why_not}"
@@ -314,11 +316,10 @@ def reason_against(spec: PipelineSpec) -> str:
     return ""
 
 
-def full_trial_seconds(probed: Sequence[Rung], steps: int) -> float:
-    """Seconds of a trial of so many steps, from trainings to the steps of `PROBE_STEPS`."""
-    _, short, long = (rung.seconds for rung in probed)
-    step_seconds = max(0.0, long - short) / (PROBE_STEPS[2] - PROBE_STEPS[1])
-    return short + (steps - PROBE_STEPS[1]) * step_seconds
+def full_trial_seconds(short: Rung, long: Rung, steps: int) -> float:
+    """Seconds of a trial of so many steps, from trainings to the two of `PROBE_STEPS`."""
+    step_seconds = max(0.0, long.seconds - short.seconds) / (PROBE_STEPS[1] - PROBE_STEPS[0])
+    return short.seconds + (steps - PROBE_STEPS[0]) * step_seconds
 
 
 def is_too_dear(full_seconds: float, trials: int, budget_seconds: float) -> bool:
