@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 STEEPEST, FLATTEST = -1.0, 0.0
 """Slopes of log2(rate) over log2(width) that theory allows; a fit beyond them is noise."""
-NEAR_BELOW, NEAR_ABOVE = 2.25, 1.5
+NEAR_BELOW, NEAR_ABOVE = 2.5, 1.5
 """Octaves from the best rate beyond which rates are left out: the loss is no parabola there, least
 of all above, where trainings diverge."""
 LEAST_RATES = 4
@@ -90,7 +90,8 @@ class Parabola:
         opens_up = bend > 0
         vertex = self._center - slope / (2 * np.where(opens_up, bend, 1.0))
         found = np.where(opens_up, vertex, self.octaves[losses.argmin(1)])
-        return np.clip(found, self.octaves.min(), self.octaves.max())
+        clipped: Floats = np.clip(found, self.octaves.min(), self.octaves.max())
+        return clipped
 
     @property
     def _center(self) -> float:
