@@ -1,4 +1,4 @@
-"""Tune small, train large: the learning rate of a network is found on narrower ones that cost less.
+"""Tune small, train large: a network's learning rate, found on narrower ones that cost less.
 
     can the study pay for its trials at the full width? --> yes: off, with the reason
     no --> trainings of two or three smaller widths, rate by rate --> the rate at the full width,
