@@ -27,11 +27,11 @@ from millrace.launch import environment_of_child
 from millrace.models.gpt import Gpt
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.world import World
-from millrace.tune.rates import first_rates
 from millrace.tune.rung import Rung
 from millrace.tune.transfer import DEAR, RATE, WIDTH, Transfer, transfer
 
-LOW, HIGH = 2.0**-9, 2.0**-3
+LOW, HIGH = 2.0**-11, 2.0**-4
+OCTAVES = [2.0**octave for octave in range(-11, -3)]
 FULL_WIDTH, STEPS, QUICK_STEPS = 128, 60, 9
 TRIALS = 24
 """Of the study that cannot be paid for; a direct sweep of the rate alone takes fewer."""
@@ -48,19 +48,20 @@ SPEC: dict[str, Any] = {
         "steps": STEPS,
         "batch": 16,
         "ranks": 1,
-        "learning_rate": 0.01,
+        "learning_rate": 0.004,
         "validate_samples": 256,
     },
     "search": {
         "space": {RATE: {"low": LOW, "high": HIGH, "log": True}},
         "trials": TRIALS,
         "steps": STEPS,
+        "workers": 1,
     },
 }
 TRANSFER, DIRECT = "transfer", "direct sweep"
 AS_IT_IS, SCALED = "rate of a quarter of the width, as it is", "transfer, matrices at 1 / width"
-NOTES = """Both ways know the same range of rates (six octaves) and train with the same steps and
-batch. The direct sweep trains the full width at six rates; `transfer` is the product's: parabolas
+NOTES = """Both ways know the same range of rates (seven octaves) and train with the same steps
+and batch. The direct sweep trains the full width at its eight rates; `transfer` is the product's: parabolas
 over the rates of an eighth and a quarter of the width, a line through their lowest points, and one
 training of the full width that verifies what it leads to; all of that is its cost. For comparison:
 the best rate of the quarter, not extrapolated; and with `--scaled` the transfer in a network whose
@@ -149,7 +150,7 @@ def compare(study: Study, *, is_scaled: bool) -> dict[str, Found]:
         study: Of the seed.
         is_scaled: Whether the transfer is also looked at with matrices' rates scaled.
     """
-    steps, rates = study.job.spec.search.steps, first_rates(LOW, HIGH)
+    steps, rates = study.job.spec.search.steps, OCTAVES
     study([{}], 2)  # warms up
     rungs = study([{RATE: rate} for rate in rates], steps)
     direct_seconds = sum(rung.seconds for rung in rungs)
