@@ -61,12 +61,12 @@ SPEC: dict[str, Any] = {
 TRANSFER, DIRECT = "transfer", "direct sweep"
 AS_IT_IS, SCALED = "rate of a quarter of the width, as it is", "transfer, matrices at 1 / width"
 NOTES = """Both ways know the same range of rates (seven octaves) and train with the same steps
-and batch. The direct sweep trains the full width at its eight rates; `transfer` is the product's: parabolas
-over the rates of an eighth and a quarter of the width, a line through their lowest points, and one
-training of the full width that verifies what it leads to; all of that is its cost. For comparison:
-the best rate of the quarter, not extrapolated; and with `--scaled` the transfer in a network whose
-blocks and last layer learn at a rate that falls as 1 / width (Tensor Programs V), which the
-product's do not."""
+and batch. The direct sweep trains the full width at its eight rates; `transfer` is the product's:
+parabolas over the rates of an eighth and a quarter of the width, a line through their lowest
+points, and one training of the full width that verifies what it leads to; all of that is its cost.
+For comparison: the best rate of the quarter, not extrapolated; and with `--scaled` the transfer in
+a network whose blocks and last layer learn at a rate that falls as 1 / width (Tensor Programs V),
+which the product's do not."""
 FRESH = 1000
 """Added to a seed: what was found is judged by a training that no one has looked at."""
 
