@@ -28,7 +28,7 @@ from millrace.train.loop import TrainingData
 from millrace.train.objective import build_objective, mean_loss, to_batch
 from millrace.train.parallel import compiled, precise, recompute_blocks
 from millrace.train.scores import Batch
-from millrace.train.strategy import Strategy
+from millrace.train.strategy import Needs, Strategy
 from millrace.train.world import World
 
 REPEATS = 3
@@ -67,8 +67,8 @@ class Probe:
         self._compiled: nn.Module | None = None
         self._is_recomputing = False
 
-    def needs(self) -> tuple[int, int, int]:
-        """Bytes of its state, of what one sample's forward keeps, and the same recomputing."""
+    def needs(self) -> Needs:
+        """Bytes of its state, and of what one sample's forward keeps."""
         own = {parameter.untyped_storage().data_ptr() for parameter in self._network.parameters()}
         kept: dict[int, int] = {}
         between: dict[int, int] = {}
@@ -93,7 +93,12 @@ class Probe:
         del loss
         sample_bytes = sum(kept.values())
         recomputed = sample_bytes // len(blocks) + sum(between.values()) if blocks else sample_bytes
-        return self._state_bytes, sample_bytes, min(sample_bytes, recomputed)
+        return Needs(
+            state_bytes=self._state_bytes,
+            sample_bytes=sample_bytes,
+            recomputed_bytes=min(sample_bytes, recomputed),
+            free_bytes=free_bytes(self._device),
+        )
 
     def flops_per_sample(self) -> float:
         """Floating-point operations of one sample's forward and backward, nothing recomputed."""

@@ -67,7 +67,8 @@ class Timings:
         """The most bytes that any rank needs, and the least that any has free now."""
 
         def measure(probe: Probe) -> list[float]:
-            return [float(value) for value in probe.needs()]
+            needs = probe.needs().model_dump()
+            return [float(needs[name]) for name in _NEEDS]
 
         most = self._figures(_NEEDS, measure)
         (free,) = self._slowest([-float(free_bytes(self._world.device))])
