@@ -14,6 +14,7 @@ from millrace.tune.pictures import (
     history_chart,
     importance_chart,
     rung_chart,
+    transfer_chart,
     values_chart,
 )
 
@@ -63,7 +64,10 @@ def _tell(made: Manifest, spec: PipelineSpec) -> Told:
     }
     if facts["importance"]:
         pictures["importance"] = importance_chart(facts)
+    if facts["transfer"]["values"]:
+        pictures["transfer"] = transfer_chart(facts["transfer"])
     metadata: dict[str, Any] = {
+        "smaller_widths": facts["transfer"]["why"],
         **{name: dg.MetadataValue.md(markdown(svg, name)) for name, svg in pictures.items()},
         "best_loss": facts["best_loss"],
         "num_trials": len(states),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from types import MappingProxyType
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
@@ -65,8 +66,12 @@ def line_chart(
     y_label: str,
     log_y: bool = False,
     dots: frozenset[str] = frozenset(),
+    bands: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> str:
-    """Lines over a common x axis; the series named in `dots` are drawn as points."""
+    """Lines over a common x axis; the series named in `dots` are drawn as points.
+
+    Bands are stretches of the x axis, from one end to the other.
+    """
     series = {
         name: [point for point in line if all(map(math.isfinite, point))]
         for name, line in series.items()
@@ -74,12 +79,14 @@ def line_chart(
     points = [point for line in series.values() for point in line]
     if not points:
         return _frame(title, [_text(WIDTH / 2, HEIGHT / 2, "nothing to show", anchor="middle")])
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    bands = {name: ends for name, ends in bands.items() if all(map(math.isfinite, ends))}
+    xs = [x for x, _ in points] + [x for ends in bands.values() for x in ends]
+    ys = [y for _, y in points]
     log_y = log_y and min(ys) > 0
     margin = 0 if log_y else 0.05 * (max(ys) - min(ys) or 1.0)
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y_axis = Axis(min(ys) - margin, max(ys) + margin, HEIGHT - BOTTOM, TOP, log_y)
-    parts = _axes(x_axis, y_axis, x_label, y_label)
+    parts = _bands(x_axis, bands) + _axes(x_axis, y_axis, x_label, y_label)
     for i, (name, line) in enumerate(series.items()):
         color = COLORS[i % len(COLORS)]
         spots = [(x_axis.place(x), y_axis.place(y)) for x, y in line]
@@ -94,6 +101,20 @@ def line_chart(
             )
         parts.append(_text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), name, anchor="end", color=color))
     return _frame(title, parts)
+
+
+def _bands(axis: Axis, bands: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Shaded from top to bottom, each with its name at the foot."""
+    parts = []
+    for name, ends in bands.items():
+        left, right = sorted(axis.place(x) for x in ends)
+        parts.append(
+            f'<rect x="{left:.1f}" y="{TOP}" width="{max(1.0, right - left):.1f}" '
+            f'height="{HEIGHT - BOTTOM - TOP}" fill="{QUIET}" fill-opacity="0.25"/>'
+        )
+        middle = (left + right) / 2
+        parts.append(_text(middle, HEIGHT - BOTTOM - 6, name, anchor="middle", color=INK))
+    return parts
 
 
 @dataclass(frozen=True)

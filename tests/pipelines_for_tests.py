@@ -98,6 +98,28 @@ class Stack(nn.Module):
         return self.out(x)
 
 
+class Cramped(Linear):
+    """Its device has room for so many samples at a time."""
+
+    def __init__(self, facts, *, room):
+        super().__init__(facts)
+        self.room = room
+
+    def forward(self, inputs):
+        if len(inputs) > self.room:
+            raise torch.OutOfMemoryError(f"no room for {len(inputs)} samples")
+        return super().forward(inputs)
+
+
+class Normed(Linear):
+    def __init__(self, facts):
+        super().__init__(facts)
+        self.norm = nn.BatchNorm1d(facts.shape[0])
+
+    def forward(self, inputs):
+        return super().forward(self.norm(inputs))
+
+
 class Stuck(Linear):
     def forward(self, inputs):
         threading.Event().wait()

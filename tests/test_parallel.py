@@ -20,6 +20,7 @@ from millrace.train.choice import Choice, measure, settle
 from millrace.train.feed import parts
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.strategy import Strategy
+from millrace.train.timings import Timings
 from millrace.train.world import World
 from tests.pipelines_for_tests import ROOT, Line
 
@@ -69,6 +70,13 @@ def trained(line: Line, job: Job, strategy: Strategy, steps: int = 8) -> Trainer
             trainer.run_to(steps)
             trainer.validate()
     return trainer
+
+
+def measured(line: Line, job: Job, steps: int) -> Choice:
+    """What is chosen where nothing is known; no figure is kept."""
+    world = World.alone(threads=1)
+    with closing(data_of(line, job)) as data:
+        return measure(job, world, Timings(job, data, world, line.storage), steps)
 
 
 def test_more_than_two_ranks_take_up_a_training_bit_for_bit(points: Line, tmp_path: Path) -> None:
@@ -175,8 +183,7 @@ def test_a_damaged_choice_is_made_anew(points: Line, tmp_path: Path) -> None:
 def test_a_short_training_is_not_measured_further(points: Line) -> None:
     job = job_of(points, STACK)
 
-    with closing(data_of(points, job)) as data:
-        choice = measure(job, data, World.alone(threads=1), steps=2)
+    choice = measured(points, job, steps=2)
 
     assert choice.strategy == Strategy()
     assert "not worth measuring" in choice.why["speed"]
@@ -192,8 +199,7 @@ def test_a_machine_without_a_compiler_is_a_reason_not_a_crash(
     inductor = importlib.import_module("torch._inductor.config")
     monkeypatch.setattr(inductor.cpp, "cxx", ("/no/such/compiler",))
 
-    with closing(data_of(points, job)) as data:
-        choice = measure(job, data, World.alone(threads=1), steps=10**8)
+    choice = measured(points, job, steps=10**8)
 
     assert not choice.strategy.is_compiled
     assert choice.why["compile"].startswith("it failed (")

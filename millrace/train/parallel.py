@@ -20,11 +20,15 @@ from millrace.train.world import World
 def lay_out(network: nn.Module, strategy: Strategy, world: World) -> nn.Module:
     """Bring a network to its device, in place, and return what is to be called in training.
 
+    A strategy that says how many threads compute sets them for the whole process.
+
     Args:
         network: On the CPU; its own parameters are the ones that are trained.
         strategy: How.
         world: This process among the ranks.
     """
+    if strategy.threads:
+        torch.set_num_threads(strategy.threads)
     if strategy.is_recomputing:
         recompute_blocks(network)
     if strategy.parallel == "fsdp" and world.size > 1:

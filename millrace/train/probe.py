@@ -6,6 +6,7 @@ untouched weights, buffers and random state.
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from millrace.data.columns import take
 from millrace.data.images import decoded
@@ -56,13 +58,14 @@ class Probe:
             )
         )
         weights_bytes = _num_bytes(self._network.parameters())
-        free_bytes = _free_bytes(world)
         # A network that leaves no room for its gradients is looked at on the host.
-        fits = 2 * weights_bytes < free_bytes
+        fits = 2 * weights_bytes < free_bytes(world.device)
         self._device = world.device if fits else torch.device("cpu")
         self._network.to(self._device)
-        self._state_bytes, self._free_bytes = 4 * weights_bytes, free_bytes
+        self._state_bytes = 4 * weights_bytes
+        self._threads = torch.get_num_threads()
         self._compiled: nn.Module | None = None
+        self._is_recomputing = False
 
     def needs(self) -> Needs:
         """Bytes of its state, and of what one sample's forward keeps."""
@@ -94,7 +97,7 @@ class Probe:
             state_bytes=self._state_bytes,
             sample_bytes=sample_bytes,
             recomputed_bytes=min(sample_bytes, recomputed),
-            free_bytes=self._free_bytes,
+            free_bytes=free_bytes(self._device),
         )
 
     def flops_per_sample(self) -> float:
@@ -109,53 +112,54 @@ class Probe:
         self._network.zero_grad(set_to_none=True)
         return float(counter.get_total_flops())
 
-    def recompute(self) -> None:
-        """From now on recompute the inside of blocks."""
-        recompute_blocks(self._network)
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether what a sample gives depends on the others of its microbatch."""
+        return any(isinstance(module, _BatchNorm) for module in self._network.modules())
 
     def paces(self, strategies: Sequence[Strategy]) -> list[float]:
-        """Seconds of a microbatch, forward and backward, under each strategy: the best of a few.
+        """Seconds of a microbatch, forward and backward: the median of three, or infinite.
 
-        They are tried in turn, so that a busy moment of the machine does not hit one alone.
+        They are tried in turn, so that a busy moment of the machine does not hit one alone. A
+        microbatch that finds no room in the device's memory takes infinitely long.
         """
-        models = [self._model(strategy) for strategy in strategies]
-        batch = self._batch(math.ceil(self._share / strategies[0].microbatches))
-        best = [math.inf] * len(strategies)
-        for turn in range(1 + REPEATS):  # the first warms up
-            for number, (model, strategy) in enumerate(zip(models, strategies, strict=True)):
-                start = self._now()
-                self._loss(model, batch, strategy).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-                self._network.zero_grad(set_to_none=True)
-                seconds = self._now() - start
-                if turn:
-                    best[number] = min(best[number], seconds)
-        return best
+        timed: list[list[float]] = [[] for _ in strategies]
+        for _ in range(1 + REPEATS):
+            for found, strategy in zip(timed, strategies, strict=True):
+                if math.inf not in found:
+                    found.append(self._time(strategy))
+        torch.set_num_threads(self._threads)
+        # The first one warmed up; where that one failed it stands alone.
+        return [statistics.median(found[1:] or found) for found in timed]
 
-    def compiled_pace(self, strategy: Strategy) -> tuple[float, float]:
-        """Seconds of a microbatch compiled, and what compiling took."""
-        start = time.perf_counter()
-        batch = self._batch(math.ceil(self._share / strategy.microbatches))
-        self._loss(self._model(strategy), batch, strategy).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-        compile_seconds = self._now() - start
-        return self.paces([strategy])[0], compile_seconds
+    def compile_seconds(self, strategy: Strategy) -> float:
+        """What compiling takes, the first microbatch included."""
+        return self._time(strategy)
 
-    def fitted(self, strategy: Strategy) -> Strategy:
-        """The strategy with as many microbatches as a trial shows to fit the device's memory."""
-        if self._device.type == "cpu":  # the system would kill the process instead of refusing
-            return strategy
-        moments = torch.empty(self._state_bytes // 2, dtype=torch.uint8, device=self._device)
-        while True:
-            try:
-                self.paces([strategy])
-            except torch.OutOfMemoryError:
-                if strategy.microbatches >= self._share:
-                    raise
+    def _time(self, strategy: Strategy) -> float:
+        """Seconds of a microbatch; infinite where the device's memory does not suffice."""
+        torch.set_num_threads(strategy.threads or self._threads)
+        if strategy.is_recomputing and not self._is_recomputing:
+            recompute_blocks(self._network)
+            self._is_recomputing = True
+        try:
+            moments = self._moments()
+            batch = self._batch(math.ceil(self._share / strategy.microbatches))
+            start = self._now()
+            self._loss(self._model(strategy), batch, strategy).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+            seconds = self._now() - start
+            del moments
+        except torch.OutOfMemoryError:
+            seconds = math.inf
+            if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-                parts = min(self._share, 2 * strategy.microbatches)
-                strategy = strategy.model_copy(update={"microbatches": parts})
-            else:
-                del moments
-                return strategy
+        self._network.zero_grad(set_to_none=True)
+        return seconds
+
+    def _moments(self) -> Tensor:
+        """The room that the optimizer's moments will take beside a microbatch, on a GPU."""
+        num_bytes = self._state_bytes // 2 if self._device.type == "cuda" else 0
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def _model(self, strategy: Strategy) -> nn.Module:
         """The network as this strategy calls it; compiled once."""
@@ -181,8 +185,8 @@ class Probe:
         return time.perf_counter()
 
 
-def peak_flops_per_second(device: torch.device, precision: str) -> float:
-    """What a rank reaches in a large matrix product of this precision."""
+def seconds_per_flop(device: torch.device, precision: str) -> float:
+    """The least that a rank takes in a large matrix product of this precision."""
     side = PEAK_SIZES.get(device.type, PEAK_SIZES["cpu"])
     left = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
     best = math.inf
@@ -192,17 +196,17 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    return best / (2 * side**3)
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _free_bytes(world: World) -> int:
-    """Free memory of the rank's device; of a machine without a GPU, its part of the machine's."""
-    if world.device.type == "cuda":
-        return torch.cuda.mem_get_info(world.device)[0]
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a rank's device; of a machine without a GPU, its part of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         table = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = int(dict(line.split(":", 1) for line in table)["MemAvailable"].split()[0]) * 1024

@@ -5,11 +5,12 @@ Paces (seconds of a microbatch) --> precision --> is_worth_compiling
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from millrace.frozen import Frozen, NonNegativeInt, PositiveInt
+from millrace.train.sweep import LEAST_GAIN
 
 USABLE_SHARE = 0.8
 """Of free memory: the rest is for temporaries, the allocator's gaps and a second batch."""
@@ -20,9 +21,6 @@ WORTH_MEASURING_SECONDS = 120.0
 its bits would depend on how busy the machine was meanwhile."""
 WORTH_COMPILING_SECONDS = 300.0
 """Compiling takes about a minute: it must be able to save more than that."""
-LEAST_GAIN = 1.15
-"""A faster way must be faster by this: less is the noise of a shared machine."""
-
 NonNegativeSeconds = Annotated[float, Field(ge=0)]
 
 
@@ -39,6 +37,20 @@ class Strategy(Frozen):
     """A rank's share of a batch is differentiated in so many parts."""
     is_recomputing: bool = False
     """Whether the backward computes the inside of each block again instead of keeping it."""
+    threads: NonNegativeInt = 0
+    """Of a rank that computes on the CPU; 0: as many as it began with."""
+
+    def with_changes(self, **changes: Any) -> "Strategy":
+        """A copy with some of it changed."""
+        return self.model_copy(update=changes)
+
+    @property
+    def words(self) -> str:
+        """All that a microbatch's seconds depend on, in words: by these its figures are kept."""
+        words = [self.precision, f"{self.microbatches} microbatches", f"{self.threads} threads"]
+        words += ["compiled"] if self.is_compiled else []
+        words += ["blocks recomputed"] if self.is_recomputing else []
+        return ", ".join(words)
 
 
 class Needs(Frozen):
@@ -101,9 +113,9 @@ class Paces(Frozen):
 def choose_precision(paces: Paces) -> tuple[Literal["float32", "bfloat16"], str]:
     """The faster precision, and why."""
     ratio = paces.float32_seconds / paces.bfloat16_seconds
-    why = f"a microbatch takes {_ms(paces.float32_seconds)} in float32"
+    why = f"a microbatch takes {ms(paces.float32_seconds)} in float32"
     if math.isfinite(paces.bfloat16_seconds):
-        why += f" and {_ms(paces.bfloat16_seconds)} in bfloat16"
+        why += f" and {ms(paces.bfloat16_seconds)} in bfloat16"
     return ("bfloat16" if ratio >= LEAST_GAIN else "float32"), why
 
 
@@ -114,12 +126,13 @@ def is_worth_compiling(paces: Paces, microbatches_left: int) -> tuple[bool, str]
     is_faster = before >= LEAST_GAIN * paces.compiled_seconds
     why = (
         f"compiled in {paces.compile_seconds:.1f} s, a microbatch takes "
-        f"{_ms(paces.compiled_seconds)} instead of {_ms(before)}, {microbatches_left} are left"
+        f"{ms(paces.compiled_seconds)} instead of {ms(before)}, {microbatches_left} are left"
     )
     return is_faster and saved > paces.compile_seconds, why
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
+    """Milliseconds, for people to read."""
     return f"{1000 * seconds:.3g} ms"
 
 

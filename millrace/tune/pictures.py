@@ -1,5 +1,6 @@
 """Pictures of a study, from the facts of its manifest: history, rungs, cost, values, importance."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ from millrace.pictures import Bar, Upright, bar_chart, line_chart, parallel_char
 from millrace.search import Range, Values
 
 Facts = Mapping[str, Any]
+HEADROOM = 10
+"""Times what an octave off costs: losses further up tell nothing of where the best rate is."""
 
 
 def history_chart(facts: Facts) -> str:
@@ -87,3 +90,30 @@ def importance_chart(facts: Facts) -> str:
     """Share of each field in how good a trial was."""
     bars = [Bar(name, share, strong=True) for name, share in facts["importance"].items()]
     return bar_chart("Parameter importance (PED-ANOVA)", bars, unit="share")
+
+
+def transfer_chart(told: Facts) -> str:
+    """SVG of what `Transfer.to_dict` tells of a transfer that is on."""
+    by_width: dict[int, list[tuple[float, float]]] = {}
+    ceiling = max(one["loss"] for one in told["optima"]) + HEADROOM * told["octave_loss"]
+    for one in told["trained"]:
+        if one["loss"] is not None and one["loss"] <= ceiling:
+            by_width.setdefault(one["width"], []).append((math.log2(one["rate"]), one["loss"]))
+    series = {f"width {width}": sorted(points) for width, points in by_width.items()}
+    best = [(math.log2(one["rate"]), one["loss"]) for one in told["optima"]]
+    series["best of each width"] = best
+    dots = {"best of each width"}
+    if told["full_loss"] is not None:
+        full = f"width {told['width']}"
+        series[full] = [(math.log2(told["rate"]), told["full_loss"])]
+        dots.add(full)
+    return line_chart(
+        "Learning rate, from smaller widths",
+        series,
+        x_label="log2 of the learning rate",
+        y_label="validation loss",
+        dots=frozenset(dots),
+        bands={
+            f"expected at width {told['width']}": (math.log2(told["low"]), math.log2(told["high"]))
+        },
+    )

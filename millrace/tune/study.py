@@ -1,6 +1,7 @@
 """The study of a pipeline: from its job to a manifest with the values that train best.
 
-the default, the last study's best --> coordinator <--> memo <--> warm workers
+smaller widths, where the full one is too dear --> a learning rate
+the default, that rate, the last study's best --> coordinator <--> memo <--> warm workers
                                            each trial that ends --> the record
                                            the choice --> manifest and export on the store
 """
@@ -33,6 +34,7 @@ from millrace.tune.pool import WorkerPool
 from millrace.tune.proposals import leaders, proposals
 from millrace.tune.record import Record, studies_url
 from millrace.tune.repetitions import Choice
+from millrace.tune.transfer import Transfer, through, transfer
 
 NOUN = "study"
 
@@ -56,14 +58,16 @@ def tune(job: Job) -> Manifest:
             record = Record(studies_url(folder / f"{job.pipeline}.db"), job.key)
             if record.num_trials:
                 log(f"the study goes on after {record.num_trials} trials")
-            first = _proposals(job, _last_trials(job, storage))
+            narrow = _transfer(job, storage, pool)
+            first = _proposals(job, narrow, _last_trials(job, storage))
             study = new_study(job.spec.search, first)
             memo = Memo(pool, record.known())
-            coordinator = Coordinator(study, job.spec.search, memo, _budget_seconds(job))
+            left_seconds = _budget_seconds(job) - narrow.seconds
+            coordinator = Coordinator(study, job.spec.search, memo, left_seconds)
             choice = _run(job, coordinator, record)
     finally:
         path.unlink(missing_ok=True)
-    return _describe(job, storage, shards, study, coordinator, choice)
+    return _describe(job, storage, shards, study, coordinator, choice, narrow)
 
 
 @contextlib.contextmanager
@@ -117,12 +121,34 @@ def _last_trials(job: Job, storage: FsspecStorage) -> list[dict[str, Any]]:
     return [] if last.key == job.key else list(last.facts["trials"])
 
 
-def _proposals(job: Job, last_trials: list[dict[str, Any]]) -> list[dict[str, Scalar]]:
+def _transfer(job: Job, storage: FsspecStorage, pool: WorkerPool) -> Transfer:
+    """What smaller widths tell of this one, as an earlier process of the study found it, or now."""
+    path = f"{manifests.folder(job.pipeline, NOUN, job.key)}/transfer.json"
+    try:
+        return Transfer.from_dict(json.loads(storage.read(path)))
+    except NotFoundError:
+        pass
+    except (StorageError, LookupError, TypeError, ValueError) as error:
+        log(f"smaller widths are trained anew: {path}: {error}")
+    found = transfer(job.spec, _budget_seconds(job), through(pool))
+    if found.seconds:
+        log(f"learning rate from smaller widths {found.why}")
+        storage.write(path, json.dumps(found.to_dict(), indent=1).encode())
+    return found
+
+
+def _proposals(
+    job: Job, narrow: Transfer, last_trials: list[dict[str, Any]]
+) -> list[dict[str, Scalar]]:
     space = job.spec.search.space
     default = job.spec.values_at(space)
-    found = proposals(default, leaders(last_trials), space)
+    others = [*narrow.values, *leaders(last_trials)]
+    found = proposals(default, others, space)
     if len(found) > 1:
-        log(f"the best {len(found) - 1} of the last study are tried after the default")
+        log(
+            f"{len(found) - 1} are tried after the default, from smaller widths "
+            f"({len(narrow.values)}) and the last study"
+        )
     return found
 
 
@@ -162,6 +188,7 @@ def _describe(
     study: optuna.Study,
     coordinator: Coordinator,
     choice: Choice,
+    narrow: Transfer,
 ) -> Manifest:
     trials = study.get_trials(deepcopy=False)
     rows = [_row(trial, choice) for trial in trials]
@@ -183,9 +210,10 @@ def _describe(
         "is_first_rung_given_up": coordinator.is_first_rung_given_up,
         "stopped": coordinator.stopped,
         "importance": _importance(study),
+        "transfer": narrow.verified_by(rows).to_dict(),
     }
     seconds = {trial.number: _seconds(trial) for trial in trials}
-    spent = coordinator.account.spent_seconds
+    spent = coordinator.account.spent_seconds + narrow.seconds
     return Manifest(
         job.pipeline,
         NOUN,
