@@ -4,13 +4,7 @@ from collections.abc import Iterable, Mapping
 from operator import not_
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from millrace.errors import SpecError
 from millrace.frozen import (
@@ -41,6 +35,7 @@ from millrace.networks import (
     QaoaNetwork,
     VitNetwork,
 )
+from millrace.search import Choices, Range, SearchSpec, Values
 from millrace.sources import SourceSpec
 from millrace.tasks import (
     BASELINES,
@@ -53,10 +48,11 @@ from millrace.tasks import (
     has_tokenizer,
 )
 
-# Of what is imported: networks, tasks and sources are part of the spec to all who read one.
+# Of what is imported: networks, tasks, sources and search are part of the spec to its readers.
 __all__ = [
     "BASELINES",
     "BpeTokenizer",
+    "Choices",
     "ClassificationTask",
     "ConvNetwork",
     "CustomNetwork",
@@ -71,9 +67,12 @@ __all__ = [
     "Network",
     "NgramCopyNetwork",
     "QaoaNetwork",
+    "Range",
+    "SearchSpec",
     "SourceSpec",
     "Task",
     "TextClassificationTask",
+    "Values",
     "VitNetwork",
     "has_tokenizer",
 ]
@@ -212,82 +211,6 @@ class TrainSpec(Frozen):
     def mixture(self) -> str:
         """The shares in percent, for people to read."""
         return ", ".join(f"{100 * share:.3g} % {key}" for key, share in self.shares.items())
-
-
-class Range(Frozen):
-    """Numbers from `low` to `high`; whole numbers when both ends are."""
-
-    low: Annotated[float | int, NUMBER]
-    """The smallest number that may be drawn."""
-    high: Annotated[float | int, NUMBER]
-    """The largest."""
-    log: bool = False
-    """Whether equal ratios, not equal differences, are equally likely."""
-
-    @model_validator(mode="after")
-    def _hold_more_than_one_number(self) -> "Range":
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a log range must start above 0, not at {self.low}")
-        return self
-
-    def holds(self, value: Scalar) -> bool:
-        """Whether the value lies in the range."""
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and self.low <= float(value) <= self.high
-
-    def samples(self) -> tuple[Scalar, ...]:
-        """Its ends and, where they are not whole, a number between that is not whole either."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return (self.low, self.high)
-        between = self.low + (self.high - self.low) / 2**0.5
-        return (self.low, self.high, between)
-
-
-class Choices(Frozen):
-    """One of the listed values."""
-
-    choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
-    """Two values or more."""
-
-    def holds(self, value: Scalar) -> bool:
-        """Whether the value is one of the choices."""
-        return value in self.choices
-
-    def samples(self) -> tuple[Scalar, ...]:
-        """All of them."""
-        return self.choices
-
-
-def _values_tag(value: Any) -> str:
-    has_choices = "choices" in value if isinstance(value, Mapping) else isinstance(value, Choices)
-    return "choices" if has_choices else "range"
-
-
-Values = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
-    Discriminator(_values_tag),
-]
-
-
-class SearchSpec(Frozen):
-    """The Optuna study: what may vary, how many trials, how long each trains."""
-
-    space: Annotated[dict[str, Values], Field(min_length=1)]
-    """Field path (`train.learning_rate`, `network.width`) to the values it may take; the spec's own
-    value must be among them."""
-    trials: PositiveInt = 12
-    """Trials in all; the first is the spec as written."""
-    steps: Annotated[int, Field(ge=9), NUMBER] = 90
-    """Steps of a trial that is never pruned; the first two rungs are a ninth and a third."""
-    together: PositiveInt = 4
-    """Trials asked for at once: a larger number keeps more workers busy, a smaller one lets
-    each trial learn from more of the earlier ones. Results depend on it, not on `workers`."""
-    workers: PositiveInt = 2
-    """Warm processes that train the trials."""
-    seed: NonNegativeInt = 0
-    """Of the sampler."""
 
 
 class GateSpec(Frozen):
