@@ -16,11 +16,12 @@ from millrace.errors import CorruptError, ProcessDiedError, ProcessFailedError, 
 from millrace.job import Job
 from millrace.launch import follow, write_job
 from millrace.manifest import Manifest
-from millrace.spec import Choices, Range, Values
+from millrace.search import Choices, Range, Values
 from millrace.tune import pool as pools
 from millrace.tune import study as studies
+from millrace.tune.halving import rungs
 from millrace.tune.pool import Pool, RungJob
-from millrace.tune.space import rungs, suggest
+from millrace.tune.space import suggest
 from millrace.tune.study import tune
 from tests.pipelines_for_tests import NAME, Line, Tree
 
@@ -206,7 +207,7 @@ def test_rungs_are_a_ninth_a_third_and_all(
 ) -> None:
     job: Job = points.job(search=search_section(points, steps=steps))
 
-    assert rungs(job.spec.search) == expected
+    assert rungs(job.spec.search.steps) == expected
 
 
 def test_a_worker_that_falls_silent_is_named_by_its_trial(

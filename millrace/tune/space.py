@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import optuna
 
 from millrace.frozen import Scalar
-from millrace.spec import Choices, SearchSpec, Values
+from millrace.search import Choices, Values
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Values]) -> dict[str, Scalar]:
@@ -21,8 +21,3 @@ def _suggest(trial: optuna.Trial, path: str, values: Values) -> Scalar:
     if isinstance(values.low, int) and isinstance(values.high, int):
         return trial.suggest_int(path, values.low, values.high, log=values.log)
     return trial.suggest_float(path, values.low, values.high, log=values.log)
-
-
-def rungs(search: SearchSpec) -> tuple[int, ...]:
-    """Steps at which a trial is compared with the others: a ninth, a third and all of them."""
-    return (search.steps // 9, search.steps // 3, search.steps)

@@ -27,8 +27,9 @@ from millrace.launch import write_job
 from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import Progress, emit, log
+from millrace.tune.halving import rungs
 from millrace.tune.pool import Pool, Rung, RungJob
-from millrace.tune.space import rungs, suggest
+from millrace.tune.space import suggest
 
 NOUN = "study"
 REDUCTION = 3
@@ -131,7 +132,7 @@ def _open_study(job: Job, storage: RDBStorage) -> optuna.Study:
             seed=search.seed + len(trials), n_startup_trials=2 * search.together
         ),
         pruner=optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=rungs(search)[0], reduction_factor=REDUCTION
+            min_resource=rungs(search.steps)[0], reduction_factor=REDUCTION
         ),
     )
     if name not in names:
@@ -147,7 +148,7 @@ def _run_wave(job: Job, study: optuna.Study, pool: Pool, size: int) -> None:
     values = {trial.number: suggest(trial, search.space) for trial in asked}
     alive, ended = list(asked), dict[int, tuple[TrialState, float | None]]()
     seconds = dict.fromkeys(values, 0.0)
-    for step in rungs(search):
+    for step in rungs(search.steps):
         jobs = [RungJob(trial.number, values[trial.number], step) for trial in alive]
         found = {done.trial: rung for done, rung in _train(pool, jobs)}
         for trial in alive:
@@ -214,7 +215,7 @@ def _describe(job: Job, storage: FsspecStorage, shards: Manifest, study: optuna.
         "best_values": rows[best.number]["values"],
         "best_loss": best.value,
         "default_loss": default,
-        "rungs": list(rungs(job.spec.search)),
+        "rungs": list(rungs(job.spec.search.steps)),
         "importance": _importance(study),
     }
     return Manifest(

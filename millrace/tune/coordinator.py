@@ -1,0 +1,347 @@
+"""The coordinator of a study: asks, compares at rungs, tells, trains the leading trials again.
+
+    ask --> rung jobs to a pool --> losses --> report --> next rung, or prune --> tell
+    the leading trials and the default --> again with fresh seeds --> the best mean
+
+Results are taken in the order in which `search.together` equal workers would bring them, a step
+being their unit of time. So a study without a budget is the same whatever the timing, the pool and
+the number of workers; and begun anew over what is known, it comes to where it was.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from millrace.errors import TrainingError
+from millrace.frozen import Scalar
+from millrace.search import SearchSpec
+from millrace.telemetry import log
+from millrace.tune.account import COSTLIER, Account, earned_steps
+from millrace.tune.halving import Correlation, correlation, goes_on, rungs
+from millrace.tune.repetitions import (
+    LEAST_TOLD,
+    Choice,
+    Look,
+    Repetitions,
+    choose,
+    gain_of_last_third,
+    noise,
+    num_leading,
+)
+from millrace.tune.rung import Pool, Rung, RungJob, Settings, Training, settings
+from millrace.tune.space import suggest
+
+STARTUP_TRIALS = 8
+"""Drawn at random before the sampler learns from them."""
+REPEATS = 20
+"""Trials in a row that had been tried before, after which a space is exhausted."""
+
+
+def new_study(search: SearchSpec, proposals: Sequence[dict[str, Scalar]]) -> optuna.Study:
+    """A study in memory with its sampler, these values enqueued in their order."""
+    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS)
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    for values in proposals:
+        study.enqueue_trial(values)
+    return study
+
+
+@dataclass(eq=False)
+class _InHand:
+    """A trial whose next rung is being trained."""
+
+    trial: optuna.Trial
+    values: dict[str, Scalar]
+    rung: int
+    """Which of the rungs it is on its way to."""
+    rungs: dict[int, Rung] = field(default_factory=dict)
+    """Those behind it, by the steps that they stand for."""
+    job: RungJob = field(init=False)
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+    @property
+    def step(self) -> int:
+        return max((rung.step for rung in self.rungs.values()), default=0)
+
+    @property
+    def step_seconds(self) -> float:
+        """Measured so far; NaN before its first rung."""
+        seconds = sum(rung.seconds for rung in self.rungs.values())
+        return seconds / self.step if self.rungs else math.nan
+
+
+class Coordinator:
+    """Runs one study, whose first enqueued trial is the spec as written.
+
+    Args:
+        study: Of Optuna, minimizing, from `new_study`. This is its only writer.
+        search: What may vary, and for how long.
+        pool: What trains.
+        budget_seconds: Seconds of one worker that may be spent; infinite for none.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        search: SearchSpec,
+        pool: Pool,
+        budget_seconds: float = math.inf,
+    ) -> None:
+        self._study, self._search = study, search
+        self.account = Account(pool, budget_seconds)
+        self._repetitions = Repetitions(self.account, search.steps)
+        self._rungs = rungs(search.steps)
+        self._clock, self._num_submitted, self._num_asked = 0, 0, 0
+        self._flight: list[tuple[int, int, _InHand]] = []
+        """In order of the virtual time at which each comes to its rung."""
+        self._losses: dict[int, dict[int, float]] = {step: {} for step in self._rungs}
+        """By rung and trial, of trials that break no limit."""
+        self._looks: list[Look] = []
+        self._tried: set[Settings] = set()
+        self._num_repeats = 0
+        self._default_step_seconds = math.nan
+        self.stopped = ""
+        """Why the study ended before its number of trials; empty if it did not."""
+        self.is_first_rung_given_up = False
+
+    def search(self) -> Iterator[FrozenTrial]:
+        """Run the study's trials, yielding each when it has been told.
+
+        Raises:
+            MillraceError: From the pool.
+        """
+        while True:
+            while len(self._flight) < self._search.together and self._may_ask():
+                self._ask()
+            if not self._flight:
+                return
+            due = self._due()
+            for one, rung in [(one, self.account.result(one.job)) for one in due]:
+                self._note(one, rung)  # all of them, before any is compared with the others
+            for one in due:
+                told = self._judge(one)
+                if told is not None:
+                    yield told
+
+    def repeat(self) -> Iterator[tuple[Training, Rung]]:
+        """Train the leading trials and the default again, as far as the budget allows.
+
+        Raises:
+            MillraceError: From the pool.
+        """
+        weighed = self._leading()
+        if self._search.repetitions and len(weighed) > 1:
+            for trial in weighed:
+                values = dict(trial.params)
+                if not self._repetitions.begin(trial.number, values, self._search.repetitions):
+                    log(f"the budget is spent: trial {trial.number} is not trained again")
+                    break
+        yield from self._repetitions.results()
+
+    def choice(self) -> Choice:
+        """The trial to use: the best mean of those that were trained again.
+
+        Raises:
+            TrainingError: No trial ended with a finite loss inside the limits.
+        """
+        complete = self._complete()
+        if not complete:
+            raise TrainingError(
+                f"find the best of {len(self._looks)} trials",
+                "none ended with a finite loss inside the limits of `search`",
+                "Narrow `search.space`, look at the trials' errors above, or check the network",
+            )
+        own = {trial.number: self._losses[self._rungs[-1]][trial.number] for trial in complete}
+        again = {number: [own[number], *self._repetitions.losses(number)] for number in own}
+        again = {number: losses for number, losses in again.items() if len(losses) > 1}
+        best = complete[0].number
+        if again.keys() - {0}:
+            return choose(again)
+        return Choice(best, {n: [own[n]] for n in own if n in (0, best)}, noise(again))
+
+    @property
+    def share(self) -> float:
+        """How much of its trials or of its budget the study has spent."""
+        return max(len(self._looks) / self._search.trials, self.account.share)
+
+    @property
+    def correlation(self) -> Correlation:
+        """How well the first rung has told the end so far."""
+        return correlation(self._losses[self._rungs[0]], self._losses[self._rungs[-1]])
+
+    def _may_ask(self) -> bool:
+        if self.stopped or self._num_asked == self._search.trials:
+            return False
+        first_seconds = self._rungs[self._first_rung] * self.account.step_seconds
+        if self._num_repeats == REPEATS:
+            self.stopped = f"the last {REPEATS} trials had all been tried before"
+        elif not self.account.allows(first_seconds, reserved=self._reserved_seconds):
+            self.stopped = f"{self.account.spent_seconds:.5g} device-seconds are spent"
+        else:
+            self.stopped = self._levelled()
+        if self.stopped:
+            log(f"the study ends after {self._num_asked} trials: {self.stopped}")
+        return not self.stopped
+
+    def _levelled(self) -> str:
+        """Why it is not worth going on, if it is not."""
+        if len(self._looks) < LEAST_TOLD:
+            return ""
+        gained = gain_of_last_third(self._looks)
+        if not math.isfinite(gained):
+            return ""
+        between = self._seed_noise()
+        if gained >= between or math.isnan(between):
+            return ""
+        return f"its last third gained {gained:.3g}, less than the {between:.3g} between seeds"
+
+    def _seed_noise(self) -> float:
+        """Of the default, which was trained again early for this."""
+        for _ in self._repetitions.results():
+            pass
+        own = self._losses[self._rungs[-1]].get(0, math.inf)
+        losses = [own, *self._repetitions.losses(0)]
+        return noise({0: losses}) if all(map(math.isfinite, losses)) else math.nan
+
+    @property
+    def _first_rung(self) -> int:
+        return 1 if self.is_first_rung_given_up else 0
+
+    @property
+    def _reserved_seconds(self) -> float:
+        """For training the leading trials again; never more than a third of the budget."""
+        number = (num_leading(len(self._looks)) + 1) * self._search.repetitions
+        wanted = number * self._search.steps * self.account.step_seconds
+        return min(wanted, self.account.budget_seconds / 3)
+
+    def _ask(self) -> None:
+        trial = self._study.ask()
+        self._num_asked += 1
+        values = suggest(trial, self._search.space)
+        key = settings(values)
+        self._num_repeats = self._num_repeats + 1 if key in self._tried else 0
+        self._tried.add(key)
+        self._submit(_InHand(trial, values, self._first_rung))
+
+    def _submit(self, one: _InHand) -> None:
+        """Let the pool train a trial to its next rung."""
+        rung = self._rungs[one.rung]
+        to, max_seconds = rung, math.inf
+        if math.isfinite(self.account.budget_seconds):
+            to = earned_steps(rung, one.step_seconds, self._default_step_seconds)
+            if not one.rungs and not math.isnan(self._default_step_seconds):
+                max_seconds = COSTLIER * rung * self._default_step_seconds
+        one.job = RungJob(one.number, one.values, max(to, one.step + 1), max_seconds=max_seconds)
+        self._num_submitted += 1
+        arrives_at = self._clock + rung - max(one.rungs, default=0)
+        heapq.heappush(self._flight, (arrives_at, self._num_submitted, one))
+        self.account.submit(one.job, one.step)
+
+    def _due(self) -> Sequence[_InHand]:
+        """The trials that are next to come to their rungs, all at the same virtual time."""
+        self._clock = self._flight[0][0]
+        due = []
+        while self._flight and self._flight[0][0] == self._clock:
+            due.append(heapq.heappop(self._flight)[2])
+        return due
+
+    def _note(self, one: _InHand, rung: Rung) -> None:
+        """Take down how a rung ended."""
+        if rung.failed:
+            log(f"trial {one.number} failed: {rung.failed}")
+            one.trial.set_user_attr("failed", rung.failed)
+            return
+        step = self._rungs[one.rung]
+        one.rungs[step] = rung
+        if one.number == 0:
+            self._default_step_seconds = one.step_seconds
+        one.trial.report(rung.loss, step)
+        self._measure(one.trial, rung)
+        if not _breaks_a_limit(one.trial):
+            self._losses[step][one.number] = rung.loss
+
+    def _measure(self, trial: optuna.Trial, rung: Rung) -> None:
+        """Set what a trial needs beyond its limits, as a share of them, once."""
+        for name, limit, found in (
+            ("memory_bytes", self._search.max_memory_bytes, rung.memory_bytes),
+            ("latency_seconds", self._search.max_latency_seconds, rung.latency_seconds),
+        ):
+            if limit != "none" and name not in trial.constraints:
+                trial.set_constraint(name, found / limit - 1)
+                trial.set_user_attr(name, found)
+
+    def _judge(self, one: _InHand) -> FrozenTrial | None:
+        """Tell a trial, or let it go on to its next rung, as the default always does."""
+        step = self._rungs[one.rung]
+        if step not in one.rungs:
+            return self._tell(one, TrialState.FAIL)
+        if _breaks_a_limit(one.trial):
+            return self._tell(one, TrialState.PRUNED)
+        if step == self._rungs[-1]:
+            return self._tell(one, TrialState.COMPLETE)
+        losses = self._losses[step]
+        rest_seconds = (self._rungs[one.rung + 1] - step) * self.account.step_seconds
+        if one.number and not goes_on(losses[one.number], list(losses.values())):
+            return self._tell(one, TrialState.PRUNED)
+        if not self.account.allows(rest_seconds):
+            return self._tell(one, TrialState.PRUNED)
+        one.rung += 1
+        self._submit(one)
+        return None
+
+    def _tell(self, one: _InHand, state: TrialState) -> FrozenTrial:
+        self.account.forget(one.job.training)
+        seconds = {str(step): rung.seconds for step, rung in one.rungs.items()}
+        one.trial.set_user_attr("seconds", seconds)
+        one.trial.set_user_attr("step", one.step)
+        loss = one.rungs[self._rungs[-1]].loss if state is TrialState.COMPLETE else None
+        told = self._study.tell(one.trial, loss, state=state)
+        best = min(self._losses[self._rungs[-1]].values(), default=math.inf)
+        self._looks.append(Look(self.share, best))
+        self._look_at_first_rung()
+        self._repeat_default_early()
+        return told
+
+    def _look_at_first_rung(self) -> None:
+        """Give it up where it is known to say too little of how trials end."""
+        found = self.correlation
+        if not self.is_first_rung_given_up and found.is_low:
+            self.is_first_rung_given_up = True
+            log(
+                f"trials are first compared at step {self._rungs[1]} from now on: ranks at step "
+                f"{self._rungs[0]} agree with those of {found.num_trials} ended trials by "
+                f"{found.value:.2f} only"
+            )
+
+    def _repeat_default_early(self) -> None:
+        """Learn the noise between seeds by the time when it may end the study."""
+        default = self._study.get_trials(deepcopy=False)[0]
+        is_time = self.share >= 1 / 3 and self._search.trials >= LEAST_TOLD
+        if is_time and self._search.repetitions and default.state is TrialState.COMPLETE:
+            self._repetitions.begin(0, dict(default.params), self._search.repetitions)
+
+    def _complete(self) -> list[FrozenTrial]:
+        """Trials that ended well, the best first."""
+        losses = self._losses[self._rungs[-1]]
+        trials = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        return sorted(trials, key=lambda trial: (losses[trial.number], trial.number))
+
+    def _leading(self) -> list[FrozenTrial]:
+        """The best trials, each with values of its own, and the default."""
+        distinct: dict[Settings, FrozenTrial] = {}
+        for trial in self._complete():
+            distinct.setdefault(settings(trial.params), trial)
+        best = list(distinct.values())[: num_leading(len(self._looks))]
+        default = [trial for trial in list(distinct.values())[len(best) :] if trial.number == 0]
+        return [*best, *default]
+
+
+def _breaks_a_limit(trial: optuna.Trial) -> bool:
+    return any(value > 0 for value in trial.constraints.values())

@@ -1,0 +1,75 @@
+"""Successive halving: where trials are compared, which go on, and whether the first look tells.
+
+The rule is that of Optuna's SuccessiveHalvingPruner with a reduction factor of three (asynchronous
+successive halving, Li et al. 2020), as a function of the losses at one rung: that pruner counts a
+trial's rungs by its reports, and would compare losses of different steps once the first rung moves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+REDUCTION = 3
+LEAST_CORRELATION = 0.7
+"""Below it the first rung says too little of how a trial will end."""
+LEAST_PAIRS = 6
+"""Trials that must have ended before their ranks are believed."""
+
+
+def rungs(steps: int) -> tuple[int, ...]:
+    """Steps at which trials are compared: a ninth, a third and all of `steps`."""
+    return (steps // REDUCTION**2, steps // REDUCTION, steps)
+
+
+def goes_on(loss: float, at_rung: Sequence[float]) -> bool:
+    """Whether a loss is among the best third of those at its rung, itself included."""
+    return loss <= sorted(at_rung)[max(1, len(at_rung) // REDUCTION) - 1]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How well the order at the first rung tells the order at the end."""
+
+    value: float
+    """Spearman's rank correlation, corrected for the selection; NaN where it is not defined."""
+    num_trials: int
+    """That ended: whose loss at the end is known."""
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it is known to be too low for judging by the first rung."""
+        return self.num_trials >= LEAST_PAIRS and self.value < LEAST_CORRELATION
+
+
+def correlation(first: Mapping[int, float], last: Mapping[int, float]) -> Correlation:
+    """The rank correlation of first and last losses as it would be had all trials ended.
+
+    Only the best third goes on, and among the best alone ranks agree less. So the correlation of
+    those that ended is corrected for their narrower range of first ranks (Thorndike 1949, case 2).
+
+    Args:
+        first: Losses at the first rung by trial, of all trials.
+        last: Losses at the end by trial, of those that ended.
+    """
+    ended = sorted(first.keys() & last.keys())
+    if len(ended) < 2:
+        return Correlation(float("nan"), len(ended))
+    ranks = _ranks(list(first.values()))
+    rank_of = dict(zip(first, ranks, strict=True))
+    before = np.array([rank_of[trial] for trial in ended])
+    after = _ranks([last[trial] for trial in ended])
+    if before.std() == 0 or after.std() == 0:
+        return Correlation(float("nan"), len(ended))
+    raw = float(np.corrcoef(before, after)[0, 1])
+    widening = max(1.0, float(ranks.std() / before.std()))
+    value = raw * widening / (1 + raw**2 * (widening**2 - 1)) ** 0.5
+    return Correlation(value, len(ended))
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return ranks[inverse]
