@@ -1,17 +1,12 @@
 """What the tuning plane itself takes: to dispatch a job, and to decide what is trained next."""
 
-import os
 import resource
-import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.quality_cases.case import packed_shards
-from millrace import manifest as manifests
 from millrace.job import Job
 from millrace.launch import write_job
 from millrace.spec_file import read_specs
-from millrace.storage import FsspecStorage
 from millrace.tune.pool import Pool, RungJob
 from millrace.tune.study import tune
 

@@ -8,24 +8,28 @@ what the tuning plane itself takes, and studies of which processes are killed an
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.overhead import dispatch_seconds, shipped, tuner_share
-from benchmarks.peers.tune import NUM_RANDOM, TUNERS, Tuner
+from benchmarks.peers.tune import DEFAULTS, NUM_RANDOM, RANDOM
 from benchmarks.result import Bar, Bars, Counts, Series, Table, write
-from benchmarks.trainings import FRESH_SEEDS, Settings, Spending, Trainings
+from benchmarks.trainings import FRESH_SEEDS, Trainings
+from benchmarks.tuner_contest import OURS, REPEATED, Entry, hold
 from millrace.launch import environment_of_child
+from tests.pipelines_for_tests import ROOT, Tree, build_classification
+from tests.tune_kill_loop import Tally, kill_studies
 
-OURS, RANDOM, DEFAULTS = "Millrace", "random search", "Optuna's defaults"
 OF_RANDOM, OF_DEFAULTS, TUNER_SHARE, DISPATCH = 0.42, 1.5, 0.01, 50
+DISPATCH_RUNS, LEAST_KILLS = 3, 20
 RATE = {"low": 1e-4, "high": 1e-1, "log": True}
 DECAY = {"low": 1e-4, "high": 1.0, "log": True}
 CASES: dict[str, dict[str, Any]] = {
@@ -66,69 +70,162 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class Entry:
-    """One tuner's studies of one case, by seed."""
-
-    curves: list[list[tuple[float, float]]] = field(default_factory=list)
-    """Share of the budget, and the held-out loss of what is chosen from there on."""
-    num_trials: list[int] = field(default_factory=list)
-    refused: str = ""
-
-    @property
-    def finals(self) -> list[float]:
-        """Held-out loss of each study's last choice."""
-        return [curve[-1][1] for curve in self.curves]
-
-    def shares(self, target: float) -> list[float]:
-        """Share of the budget at which each study first chose something as good as the target.
-
-        Those that never did count as 1, which is less than they would have needed.
-        """
-        return [
-            next((share for share, loss in curve if loss <= target), 1.0) for curve in self.curves
-        ]
-
-    def num_reached(self, target: float) -> int:
-        """Of the studies: those that did."""
-        return sum(any(loss <= target for _, loss in curve) for curve in self.curves)
+NOTES = """Every tuner begins with the default. The budget of a seed is what {num_random} full
+trainings of random search take. A training costs its steps by the CPU seconds of a step of its
+shape, measured once on one core; validation is not counted. Of what a tuner would choose at each
+moment, quality is the mean loss on the test split after full trainings with {fresh} seeds that no
+tuner has seen. `{repeated}` also pays for training its leading trials and the default once more
+with a fresh seed, and chooses by the mean. A share is that of the budget at which a quality was
+first reached: the median of random search's last choices, or of Optuna's defaults'; studies that
+never reached it count as 1. Ray Tune's scheduler is asked directly, one trial at a time: what Ray
+takes to start and follow trials is not counted."""
 
 
-def hold(trainings: Trainings, tuners: Mapping[str, Tuner], seeds: int) -> dict[str, Entry]:
-    """Let each tuner search with each seed, random search first: it sets the budget."""
-    entries = {name: Entry() for name in tuners}
-    for seed in range(seeds):
-        budget = 0.0
-        for name, tuner in tuners.items():
-            spending = Spending(trainings, seed, budget or float("inf"))
-            try:
-                tuner(spending, seed)
-            except ImportError as error:
-                entries[name].refused = str(error)
-                continue
-            budget = budget or spending.spent_seconds
-            entries[name].num_trials.append(spending.num_begun)
-            entries[name].curves.append(curve(trainings, spending.choices(), budget))
-        trainings.close()
-        _say(f"    seed {seed}: " + ", ".join(_told(name, one) for name, one in entries.items()))
+@dataclass(frozen=True)
+class Overhead:
+    """What the tuning plane itself takes, in CPU seconds."""
+
+    fresh_seconds: list[float]
+    warm_seconds: list[float]
+    tuner_seconds: float
+    training_seconds: float
+
+
+def main() -> None:
+    """Run, write the result file, print one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--memo", type=Path, help="folder of losses that a run of this very code has found"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 4 kills, no file")
+    asked = parser.parse_args()
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # as our workers run
+        os.execve(sys.executable, sys.orig_argv, environment_of_child())  # noqa: S606  ourselves
+    seeds, kills = (2, 4) if asked.quick else (asked.seeds, asked.kills)
+    with tempfile.TemporaryDirectory(prefix="millrace-benchmark-") as name:
+        folder = Path(name)
+        found = {case: _contest(case, folder, asked.memo or folder, seeds) for case in CASES}
+        overhead = _overhead(folder, 1 if asked.quick else DISPATCH_RUNS)
+        tally = _kill(folder, kills)
+    write(
+        "tune",
+        [
+            Bars([*_bars(found), *_overhead_bars(overhead), *_kill_bars(tally)]),
+            *_tables(found),
+            Counts("killed", {"ours": dict(tally.killed)}),
+        ],
+        notes=_notes(found, overhead, tally),
+        packages="torch optuna ray",
+        is_kept=not asked.quick,
+    )
+
+
+def _contest(case: str, folder: Path, memo: Path, seeds: int) -> dict[str, Entry]:
+    where = folder / case
+    where.mkdir()
+    memo.mkdir(parents=True, exist_ok=True)
+    trainings = Trainings(CASES[case], where, memo / f"{case}.jsonl")
+    entries = hold(trainings, seeds)
+    trainings.close()
     return entries
 
 
-def curve(
-    trainings: Trainings, choices: Sequence[tuple[float, Settings]], budget: float
-) -> list[tuple[float, float]]:
-    """Shares of the budget with the held-out loss of what is chosen from there on."""
-    return [
-        (seconds / budget, trainings.quality(values))
-        for seconds, values in choices
-        if seconds <= budget
+def _overhead(folder: Path, runs: int) -> Overhead:
+    dispatched, studied = (_made(folder / name) for name in ("dispatched", "studied"))
+    fresh, warm = dispatch_seconds(shipped("digits", dispatched), runs)
+    return Overhead(fresh, warm, *tuner_share(shipped("stdlib_lm", studied)))
+
+
+def _kill(folder: Path, num_kills: int) -> Tally:
+    mark = f"MILLRACE_TEST_TREE={uuid.uuid4().hex}"
+    os.environ |= dict([mark.split("=")]) | {"PYTHONPATH": str(ROOT)}
+    line = build_classification(_made(folder / "killed"))
+    return kill_studies(line, Tree(folder, mark), num_kills)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _targets(entries: Mapping[str, Entry]) -> dict[str, float]:
+    """The quality to reach: the median of the last choices of each tuner that sets one."""
+    return {name: median(entries[name].finals) for name in (RANDOM, DEFAULTS)}
+
+
+def _bars(found: Mapping[str, Mapping[str, Entry]]) -> Iterator[Bar]:
+    for case, entries in found.items():
+        targets = _targets(entries)
+        for ours in (OURS, REPEATED):
+            share = median(entries[ours].shares(targets[RANDOM]))
+            what = f"{case}: {ours}: share of random search's compute at its quality"
+            yield Bar(what, share, OF_RANDOM, is_ceiling=True)
+            theirs, own = (
+                median(entries[name].shares(targets[DEFAULTS])) for name in (DEFAULTS, ours)
+            )
+            what = f"{case}: {ours}: compute of {DEFAULTS} to ours at their quality"
+            yield Bar(what, theirs / own, OF_DEFAULTS)
+
+
+def _overhead_bars(overhead: Overhead) -> Iterator[Bar]:
+    share = overhead.tuner_seconds / overhead.training_seconds
+    yield Bar("stdlib_lm's study: CPU of the tuner to that of training", share, TUNER_SHARE, True)
+    ratio = median(overhead.fresh_seconds) / median(overhead.warm_seconds)
+    yield Bar("digits, a job of one step: CPU in a fresh process to a warm worker", ratio, DISPATCH)
+
+
+def _kill_bars(tally: Tally) -> Iterator[Bar]:
+    yield Bar("killed: processes killed or paused", tally.num_kills, LEAST_KILLS)
+    for what, number in (
+        ("studies that ended with another result", tally.num_different),
+        ("trials left RUNNING", tally.num_running),
+        ("studies with trials too many, too few or twice", tally.num_miscounted),
+        ("stray processes", tally.num_strays),
+        ("studies that hung", tally.num_hangs),
+        ("errors that no kill explains", len(tally.errors)),
+    ):
+        yield Bar(f"killed: {what}", number, 0, is_ceiling=True)
+
+
+def _tables(found: Mapping[str, Mapping[str, Entry]]) -> Iterator[Table]:
+    for case, entries in found.items():
+        held = {name: entry for name, entry in entries.items() if entry.curves}
+        for name, target in _targets(entries).items():
+            unit = f"{case}: share of the budget at the quality of {name}, {target:.4f}"
+            yield Table(unit, [Series(one, held[one].shares(target)) for one in held])
+        yield Table(f"{case}: loss at the end", [Series(one, held[one].finals) for one in held])
+        yield Table(f"{case}: trials", [Series(one, held[one].num_trials) for one in held])
+
+
+def _notes(found: Mapping[str, Mapping[str, Entry]], overhead: Overhead, tally: Tally) -> str:
+    lines = [NOTES.format(num_random=NUM_RANDOM, fresh=len(FRESH_SEEDS), repeated=REPEATED), ""]
+    for case, spec in CASES.items():
+        lines.append(f"- {case}: {json.dumps(spec)}")
+        for name, target in _targets(found[case]).items():
+            reached = ", ".join(
+                f"{one} {entry.num_reached(target)}" for one, entry in found[case].items()
+            )
+            lines.append(f"- {case}: studies that reached the quality of {name}: {reached}")
+        lines += [
+            f"- {case}: {name} is missing ({entry.refused})"
+            for name, entry in found[case].items()
+            if entry.refused
+        ]
+    lines += [
+        f"- The study of `stdlib_lm` as it ships: tuner {overhead.tuner_seconds:.2f} CPU seconds, "
+        f"its workers, their start included, {overhead.training_seconds:.1f}.",
+        f"- A job of one step of `digits`, validated: {median(overhead.fresh_seconds):.2f} CPU "
+        f"seconds in a process started for it, {median(overhead.warm_seconds):.4f} in a warm one.",
+        f"- Killed: {tally.num_attempts} attempts, {tally.num_studies} whole studies, "
+        f"{tally.num_returned} paused workers that were let go on later.",
+        "",
     ]
+    return "\n".join(lines)
 
 
-def _told(name: str, entry: Entry) -> str:
-    return f"{name} {entry.finals[-1]:.4f}" if entry.curves else f"{name} refused"
-
-
-def _say(what: str) -> None:
-    sys.stderr.write(what + "\n")
-    sys.stderr.flush()
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.peers.tune import NUM_RANDOM, TUNERS
 from benchmarks.trainings import UNITS, Settings, Spending, Trainings
-from benchmarks.tune import CASES, Entry, curve
+from benchmarks.tune import CASES
+from benchmarks.tuner_contest import Entry, curve
 
 BEST: Settings = {
     "train.learning_rate": 0.02,

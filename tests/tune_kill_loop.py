@@ -14,13 +14,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import optuna
 
 from millrace import manifest as manifests
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage
-from tests.pipelines_for_tests import Tree, events
+from tests.pipelines_for_tests import Line, Tree, events
 
 WORKER, COORDINATOR, FOLLOWER, PAUSE = (
     "millrace worker",
@@ -37,6 +40,8 @@ RETURNING_SHARE = 0.5
 """Of the workers that were stopped: those that are let go on at the next kill."""
 PATIENCE_SECONDS = 180.0
 """Without a rung or an end: the study hangs."""
+SEARCH: dict[str, Any] = {"trials": 24, "steps": 270, "together": 4, "workers": 2}
+"""Of the study that is killed: long enough for many kills."""
 MOST_ERRORS = 3
 """That no kill of the coordinator explains: with more the study would never end."""
 
@@ -70,6 +75,34 @@ class Tally:
         return sum(self.killed.values())
 
 
+def kill_studies(line: Line, tree: Tree, num_kills: int, *, seed: int = 0, **search: Any) -> Tally:
+    """Run a pipeline's study unbroken, then kill it so often, and compare.
+
+    Args:
+        line: The pipeline, its shards packed.
+        tree: All processes that are started from now on.
+        num_kills: How often.
+        seed: Of who is killed, and when.
+        search: Fields of the study that differ from SEARCH.
+    """
+    section = line.spec.search.model_dump() | SEARCH | search
+
+    def job(key: str) -> Job:
+        return line.job(key, search=section)
+
+    whole = _Attempt(tree, job("unbroken"))
+    whole.join()
+    unbroken = manifests.read(line.storage, whole.made)
+    return KillLoop(job, tree, unbroken, seed).run(num_kills)
+
+
+def trials_of(job: Job) -> list[tuple[int, str]]:
+    """Number and state of each trial in a study's database."""
+    url = f"sqlite:///{Path(job.work, 'studies', job.pipeline)}.db"
+    study = optuna.load_study(study_name=job.key, storage=url)
+    return [(trial.number, trial.state.name) for trial in study.get_trials(deepcopy=False)]
+
+
 class KillLoop:
     """Kills studies of one job.
 
@@ -77,7 +110,6 @@ class KillLoop:
         job: What to run, by the key of the study.
         tree: All processes that are started here.
         unbroken: What the study makes when nobody kills it.
-        trials: The number and state of each trial in a study's database, by its key.
         seed: Of who is killed, and when.
     """
 
@@ -86,11 +118,10 @@ class KillLoop:
         job: Callable[[str], Job],
         tree: Tree,
         unbroken: Manifest,
-        trials: Callable[[str], list[tuple[int, str]]],
         seed: int,
     ) -> None:
         self.tally = Tally()
-        self._job, self._tree, self._unbroken, self._trials = job, tree, unbroken, trials
+        self._job, self._tree, self._unbroken = job, tree, unbroken
         self._draw = random.Random(seed)  # noqa: S311  a fixed seed, not a secret
         self._stopped: list[int] = []
 
@@ -192,7 +223,7 @@ class KillLoop:
         if not attempt.made:
             return
         made = manifests.read(FsspecStorage(attempt.job.store), attempt.made)
-        trials = self._trials(attempt.job.key)
+        trials = trials_of(attempt.job)
         expected = list(range(attempt.job.spec.search.trials))
         self.tally.num_different += made.facts != self._unbroken.facts
         self.tally.num_running += sum(state == "RUNNING" for _, state in trials)

@@ -19,6 +19,7 @@ from millrace.tune.space import suggest
 NUM_RANDOM = 24
 """Full trainings of random search, which are everybody's budget."""
 REDUCTION = 3
+RANDOM, DEFAULTS = "random search", "Optuna's defaults"
 DIVERGED = 1e9
 """Ray's schedulers compare numbers only."""
 Tuner = Callable[[Spending, int], None]
@@ -113,8 +114,8 @@ def _drawn(values: Values, draw: np.random.Generator) -> Scalar:
 
 
 TUNERS: dict[str, Tuner] = {
-    "random search": search_at_random,
-    "Optuna's defaults": search_with_optuna,
+    RANDOM: search_at_random,
+    DEFAULTS: search_with_optuna,
     "Optuna's Hyperband": search_with_hyperband,
     "Ray Tune's ASHA": search_with_asha,
 }
