@@ -13,7 +13,7 @@ PEERS := .venv-peers/installed
 help:
 	@echo 'make demo    train, evaluate and release a language model, about three minutes on 2 cores'
 	@echo 'make test    run the tests'
-	@echo 'make test-services   run the tests of stores on Azure, GCS and behind nginx; needs npm and nginx'
+	@echo 'make test-services   run the tests on Azure, GCS, PostgreSQL and behind nginx; needs npm and nginx'
 	@echo 'make test-hosts      run the tests of training on two hosts (network namespaces: root on Linux)'
 	@echo 'make check   lint, types, import rules, spelling'
 	@echo 'make peers   install the libraries that ours is compared and exchanges data with'
@@ -51,7 +51,7 @@ test-peers: setup peers
 test-services: setup
 	@command -v npm >/dev/null || { echo 'npm is missing: install Node.js 20 or newer'; exit 1; }
 	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { echo 'nginx is missing: apt-get install nginx-light'; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,azure,gcs,services]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,azure,gcs,postgres,services]'
 	test -x .venv/npm/node_modules/.bin/azurite-blob || npm install --no-audit --no-fund --prefix .venv/npm azurite@3
 	$(BIN)/python -m pytest -m services -n 2
 

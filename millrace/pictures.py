@@ -194,6 +194,67 @@ def frontier_chart(title: str, spots: Sequence[Spot], *, x_label: str, y_label: 
     return _frame(title, parts)
 
 
+@dataclass(frozen=True)
+class Upright:
+    """One of the upright axes of parallel coordinates, with the value that each line has there."""
+
+    name: str
+    values: Sequence[float | str]
+    log: bool = False
+
+    def places(self) -> list[float]:
+        """Pixel of each line's value: by size if all are finite numbers, else words in order."""
+        top, bottom = TOP + 16, HEIGHT - BOTTOM
+        numbers = self._numbers()
+        if numbers:
+            axis = Axis(min(numbers), max(numbers), bottom, top, self.log and min(numbers) > 0)
+            return [axis.place(number) for number in numbers]
+        words = sorted(set(map(str, self.values)))
+        axis = Axis(0, len(words) - 1, bottom, top)
+        return [axis.place(words.index(str(value))) for value in self.values]
+
+    def ends(self) -> tuple[str, str]:
+        """What stands at the top and at the bottom."""
+        if numbers := self._numbers():
+            return f"{max(numbers):.4g}", f"{min(numbers):.4g}"
+        words = sorted(set(map(str, self.values)))
+        return words[-1], words[0]
+
+    def _numbers(self) -> list[float]:
+        is_number = all(isinstance(v, int | float) and math.isfinite(v) for v in self.values)
+        return [float(value) for value in self.values] if is_number else []
+
+
+def parallel_chart(
+    title: str, uprights: Sequence[Upright], *, good: frozenset[int], chosen: int
+) -> str:
+    """Lines across upright axes, one for each thing that has a value on all of them.
+
+    The lines in `good` are in color, above the others; the chosen one is thick, above them all.
+    """
+    if not uprights or not uprights[0].values:
+        return _frame(title, [_text(WIDTH / 2, HEIGHT / 2, "nothing to show", anchor="middle")])
+    across = Axis(0, len(uprights) - 1, LEFT + 16, WIDTH - RIGHT - 48)
+    columns = [upright.places() for upright in uprights]
+    numbers = range(len(columns[0]))
+    parts = []
+    for i in sorted(numbers, key=lambda i: (i == chosen, i in good)):
+        spots = [(across.place(at), column[i]) for at, column in enumerate(columns)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        color = COLORS[1] if i == chosen else COLORS[0] if i in good else QUIET
+        width = 3 if i == chosen else 1.2
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{width}"/>'
+        )
+    for at, upright in enumerate(uprights):
+        x, (most, least) = across.place(at), upright.ends()
+        parts.append(f'<path d="M{x:.1f} {TOP + 16}V{HEIGHT - BOTTOM}" stroke="{INK}"/>')
+        parts.append(_text(x, TOP + 8, most, anchor="middle"))
+        parts.append(_text(x, HEIGHT - BOTTOM + 14, least, anchor="middle"))
+        parts.append(_text(x, HEIGHT - 8, upright.name, anchor="middle", color=QUIET))
+    return _frame(title, parts)
+
+
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 

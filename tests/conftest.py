@@ -20,6 +20,7 @@ pytest_plugins = (
     "tests.peer_fixtures",
     "tests.services.azurite",
     "tests.services.gcs",
+    "tests.services.postgres",
     "tests.services.swift",
 )
 

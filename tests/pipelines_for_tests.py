@@ -30,9 +30,11 @@ NAME = "p"
 GONE_WITHIN_SECONDS = 5.0
 NETWORKS = '''
 import os
+import pathlib
 import signal
 import threading
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -98,6 +100,22 @@ class Stack(nn.Module):
 class Stuck(Linear):
     def forward(self, inputs):
         threading.Event().wait()
+
+
+class Hungry(Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) + torch.empty(2**50).sum()
+
+
+class Pausing(Linear):
+    """Stops its process once, as if somebody had."""
+
+    def forward(self, inputs):
+        mark = pathlib.Path(os.environ["MILLRACE_TEST_PAUSED"])
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().forward(inputs)
 '''
 
 

@@ -11,10 +11,12 @@ from millrace.pictures import (
     Axis,
     Bar,
     Spot,
+    Upright,
     bar_chart,
     frontier_chart,
     line_chart,
     markdown,
+    parallel_chart,
     pareto,
 )
 
@@ -184,3 +186,40 @@ def test_the_chosen_spot_is_ringed_and_named_and_each_series_has_a_color() -> No
     line = re.search(r'<polyline points="([^"]+)"', svg)
     assert line is not None
     assert len(line[1].split()) == 2  # level 19 is beaten by the chosen one
+
+
+values = numbers | st.text(max_size=3) | st.booleans()
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), values, values), max_size=4), st.booleans())
+def test_any_values_make_well_formed_parallel_coordinates(
+    columns: list[tuple[str, float | str, float | str]], log: bool
+) -> None:
+    uprights = [Upright(name, [first, second], log=log) for name, first, second in columns]
+
+    svg = parallel_chart("<t>", uprights, good=frozenset({0}), chosen=1)
+
+    assert texts(svg)
+    assert all(math.isfinite(x) for x in coordinates(svg))
+    assert svg.count("<polyline") == (2 if columns else 0)
+
+
+def test_parallel_coordinates_order_numbers_upwards_and_show_the_ends() -> None:
+    rate = Upright("rate", [0.001, 0.01, 0.1], log=True)
+    kind = Upright("kind", ["b", "a", "b"])
+
+    low, middle, high = rate.places()
+    svg = parallel_chart("t", [rate, kind], good=frozenset(), chosen=2)
+
+    assert low > middle > high
+    assert middle == pytest.approx((low + high) / 2)
+    assert kind.places()[0] == kind.places()[2] != kind.places()[1]
+    assert {"rate", "0.1", "0.001", "a", "b"} <= set(texts(svg))
+    assert 'stroke-width="3"' in svg.split("<polyline")[-1]
+
+
+@pytest.mark.parametrize("uprights", [[], [Upright("rate", [])]])
+def test_parallel_coordinates_of_nothing_say_so(uprights: list[Upright]) -> None:
+    svg = parallel_chart("t", uprights, good=frozenset(), chosen=0)
+
+    assert "nothing to show" in texts(svg)

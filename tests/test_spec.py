@@ -148,12 +148,13 @@ def test_a_wrong_type_or_value_is_refused_where_it_stands(
     ("search", "reason"),
     [
         ({"space": {}}, "search.space: Dictionary should have at least 1 item"),
-        (space(low=1e-2, high=1e-4), "low (0.01) must be below high (0.0001)"),
-        (space(low=0.1, high=0.1), "low (0.1) must be below high (0.1)"),
+        (space(low=1e-2, high=1e-4), "low (0.01) must not be above high (0.0001)"),
         (space(low=0, high=0.1, log=True), "a log range must start above 0"),
         (space(low=-1.0, high=0.1), "search.space `train.learning_rate`: value -1.0: "),
-        (space(choices=[]), "search.space.train.learning_rate: Tuple should have at least 2"),
-        (space(choices=[0.1]), "search.space.train.learning_rate: Tuple should have at least 2"),
+        (space(choices=[]), "search.space.train.learning_rate: Tuple should have at least 1"),
+        (space(low=1e-4, high=1e-2) | {"max_usd": 0}, "search.max_usd"),
+        (space(low=1e-4, high=1e-2) | {"max_seconds": "many"}, "search.max_seconds"),
+        (space(low=1e-4, high=1e-2) | {"max_memory_bytes": 0.5}, "search.max_memory_bytes"),
         (space(choices=[1e-3, "fast"]), "search.space `train.learning_rate`: value fast: "),
         (space(low=0.1), "search.space.train.learning_rate.high: Field required"),
         (space(low=0.1, hihg=1.0), "unknown key `hihg`. Did you mean `high`?"),
@@ -172,6 +173,13 @@ def test_an_unusable_search_space_is_refused(
     build_spec: BuildSpec, search: dict[str, Any], reason: str
 ) -> None:
     assert reason in complaint(build_spec, search=search)
+
+
+@pytest.mark.parametrize("values", [{"choices": [0.001]}, {"low": 0.001, "high": 0.001}])
+def test_a_space_of_one_point_is_a_space(build_spec: BuildSpec, values: dict[str, Any]) -> None:
+    spec = build_spec(search=space(**values))
+
+    assert spec.search.space["train.learning_rate"].holds(0.001)
 
 
 @pytest.mark.parametrize(

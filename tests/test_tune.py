@@ -1,9 +1,4 @@
 import math
-import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +7,10 @@ import pytest
 from optuna.trial import TrialState
 
 from millrace import manifest as manifests
-from millrace.errors import CorruptError, ProcessDiedError, ProcessFailedError, TrainingError
-from millrace.job import Job
-from millrace.launch import follow, write_job
+from millrace.errors import CorruptError, ProcessDiedError, StorageError, TrainingError
+from millrace.launch import follow
 from millrace.manifest import Manifest
 from millrace.search import Choices, Range, Values
-from millrace.tune import pool as pools
-from millrace.tune import study as studies
-from millrace.tune.halving import rungs
-from millrace.tune.pool import Pool, RungJob
 from millrace.tune.space import suggest
 from millrace.tune.study import tune
 from tests.pipelines_for_tests import NAME, Line, Tree
@@ -37,6 +27,10 @@ def trials_of(line: Line) -> list[optuna.trial.FrozenTrial]:
     )
 
 
+def rungs_of(trial: optuna.trial.FrozenTrial) -> list[dict[str, float]]:
+    return list(trial.user_attrs["rungs"].values())
+
+
 def study_of(line: Line) -> Manifest:
     return manifests.current(line.storage, NAME, "study")
 
@@ -51,8 +45,9 @@ def test_a_study_begins_with_the_default_prunes_and_finds_something_better(
     assert states[0] == "COMPLETE"
     assert len(states) == 7
     assert "PRUNED" in states
-    assert facts["best_loss"] == min(t["loss"] for t in facts["trials"] if t["loss"] is not None)
-    assert facts["best_loss"] <= facts["default_loss"]
+    assert facts["best_loss"] == facts["trials"][facts["best_trial"]]["loss"]
+    assert facts["best_mean"] <= facts["default_mean"]
+    assert facts["seed_noise"] > 0
     assert facts["rungs"] == [2, 6, 18]
     for trial in facts["trials"]:
         steps = [int(step) for step in trial["rungs"]]
@@ -68,9 +63,9 @@ def test_a_study_is_kept_in_sqlite_and_goes_on_where_it_ended(
     again = tune(line.job("study"))
 
     assert again.digest == study_of(tuned_points).digest
-    assert [trial.state.name for trial in trials_of(line)] == [
-        trial["state"] for trial in again.facts["trials"]
-    ]
+    recorded = sorted(trials_of(line), key=lambda trial: trial.user_attrs["trial"])
+    assert [trial.state.name for trial in recorded] == [t["state"] for t in again.facts["trials"]]
+    assert [trial.params for trial in recorded] == [t["values"] for t in again.facts["trials"]]
     assert "the study goes on after 7 trials" in capsys.readouterr().out
     assert not tree.pids("millrace worker")
 
@@ -112,26 +107,90 @@ def test_a_killed_coordinator_leaves_nothing_running_and_nothing_counted_twice(
     with pytest.raises(ProcessDiedError, match="killed by SIGKILL"):
         list(following)
     assert tree.is_gone()
-    states = {trial.state for trial in trials_of(line)}
+    recorded = trials_of(line)
     made = tune(line.job("study", search=search_section(line, workers=1)))
 
-    assert TrialState.RUNNING in states
+    assert 3 <= len(recorded) < 7
+    assert {trial.state for trial in recorded} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert made.digest == study_of(tuned_points).digest
-    assert len(trials_of(line)) == 7
-    assert {trial.state for trial in trials_of(line)} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert sorted(trial.user_attrs["trial"] for trial in trials_of(line)) == list(range(7))
 
 
-def test_a_kill_between_two_tells_of_a_wave_costs_the_wave_not_the_result(
+def test_a_study_whose_database_is_gone_begins_anew_and_ends_the_same(
     tuned_points: Line, tmp_path: Path
 ) -> None:
     line = tuned_points.copy(tmp_path / "line")
-    with closing(sqlite3.connect(line.root / "work" / "studies" / f"{NAME}.db")) as database:
-        database.execute("UPDATE trials SET state = 'RUNNING' WHERE number >= 5")
-        database.commit()
+    (line.root / "work" / "studies" / f"{NAME}.db").unlink()
 
     made = tune(line.job("study", search=search_section(line, workers=1)))
 
     assert made.digest == study_of(tuned_points).digest
+    assert len(trials_of(line)) == 7
+
+
+def test_a_database_that_goes_in_the_middle_is_named_and_the_study_begun_anew(
+    points: Line, tuned_points: Line, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    database = line.root / "work" / "studies" / f"{NAME}.db"
+
+    following = follow("tune", line.job("study"))
+    next(event for event in following if event["event"] == "progress" and event["done"] == 2)
+    database.unlink()
+    with pytest.raises(StorageError, match=r"record trial \d in .*p\.db: the file is gone"):
+        list(following)
+    made = tune(line.job("study"))
+
+    assert made.digest == study_of(tuned_points).digest
+
+
+def test_the_last_study_s_best_are_tried_after_the_default(
+    tuned_points: Line, tmp_path: Path
+) -> None:
+    line = tuned_points.copy(tmp_path / "line")
+    last = study_of(line).facts["trials"]
+
+    made = tune(line.job("another", search=search_section(line, seed=1, trials=4)))
+
+    complete = [trial for trial in last if trial["state"] == "COMPLETE"]
+    best = {str(trial["values"]) for trial in complete if trial["number"]}
+    assert best
+    tried = [trial["values"] for trial in made.facts["trials"]]
+    assert tried[0] == last[0]["values"]
+    assert best <= {str(values) for values in tried}
+
+
+def test_a_study_with_a_budget_ends_inside_it(points: Line, tmp_path: Path) -> None:
+    line = points.copy(tmp_path / "line")
+    search = search_section(line, trials=1000, max_usd=3.0)  # at a dollar a second, of two workers
+
+    made = tune(line.job("study", search=search))
+
+    spent, rows = made.measured["spent_usd"], made.facts["trials"]
+    dearest = max(float(row["seconds"]) for t in trials_of(line) for row in rungs_of(t)) / 2
+    assert 0.5 < spent < 3 + 3 * dearest  # what is in hand besides
+    assert 1 < len(rows) < 1000
+    assert "device-seconds are spent" in made.facts["stopped"] or "gained" in made.facts["stopped"]
+
+
+def test_a_network_over_the_limits_of_memory_and_latency_wins_nothing(
+    points: Line, tmp_path: Path
+) -> None:
+    line = points.copy(tmp_path / "line")
+    space = {
+        "train.learning_rate": {"low": 0.009, "high": 0.011},
+        "network.width": {"choices": [8, 4096]},
+    }
+    limits = {"max_memory_bytes": 10**6, "max_latency_seconds": 10.0}
+
+    made = tune(line.job("study", search=search_section(line, space=space, **limits)))
+
+    wide = [trial for trial in made.facts["trials"] if trial["values"]["network.width"] == 4096]
+    assert wide
+    assert all(trial["constraints"]["memory_bytes"] > 0 for trial in wide)
+    assert all(trial["constraints"]["latency_seconds"] < 0 for trial in wide)
+    assert {trial["state"] for trial in wide} == {"PRUNED"}
+    assert made.facts["best_values"]["network.width"] == 8
 
 
 def test_a_study_of_which_no_trial_ends_well_is_an_error(points: Line, tmp_path: Path) -> None:
@@ -139,7 +198,7 @@ def test_a_study_of_which_no_trial_ends_well_is_an_error(points: Line, tmp_path:
     search = search_section(line, trials=2, together=2, workers=1)
     job = line.job("study", network={"name": "networks.py:Nan"}, search=search)
 
-    with pytest.raises(TrainingError, match="best of 2 trials of p: none ended with a finite loss"):
+    with pytest.raises(TrainingError, match="find the best of 2 trials: none ended with a finite"):
         tune(job)
 
     assert {trial.state for trial in trials_of(line)} == {TrialState.FAIL}
@@ -153,35 +212,6 @@ def test_a_damaged_study_database_is_named(points: Line, tmp_path: Path) -> None
 
     with pytest.raises(CorruptError, match=r"p\.db: file is not a database.*Delete the file"):
         tune(line.job("study"))
-
-
-@pytest.fixture
-def deadly_pool(points: Line, tmp_path: Path) -> Iterator[Pool]:
-    line = points.copy(tmp_path / "line")
-    path = write_job(line.job(network={"name": "networks.py:Deadly"}), "worker")
-    with Pool(path, 1) as pool:
-        yield pool
-
-
-def test_a_job_that_kills_three_workers_is_given_up(deadly_pool: Pool, tree: Tree) -> None:
-    with pytest.raises(ProcessDiedError, match=r"3 workers died of it, the last with .* -9"):
-        list(deadly_pool.run([RungJob(4, {}, 2)]))
-
-    assert not tree.pids()
-
-
-def test_an_error_in_a_users_network_ends_the_pool_with_its_last_words(
-    points: Line, tmp_path: Path, tree: Tree
-) -> None:
-    job = points.copy(tmp_path / "line").job(network={"name": "networks.py:Raising"})
-
-    with (
-        pytest.raises(ProcessFailedError, match=r"exited with 1(.|\n)*the flux capacitor"),
-        Pool(write_job(job, "worker"), 1) as pool,
-    ):
-        list(pool.run([RungJob(0, {}, 2)]))
-
-    assert tree.is_gone()
 
 
 def test_values_are_drawn_from_the_space_and_keep_their_kind() -> None:
@@ -199,64 +229,3 @@ def test_values_are_drawn_from_the_space_and_keep_their_kind() -> None:
     rates = [math.log10(float(values["train.learning_rate"])) for values in drawn]
     assert all(-3 <= rate <= -1 for rate in rates)
     assert -2.1 < sum(rates) / len(rates) < -1.9
-
-
-@pytest.mark.parametrize(("steps", "expected"), [(9, (1, 3, 9)), (90, (10, 30, 90))])
-def test_rungs_are_a_ninth_a_third_and_all(
-    points: Line, steps: int, expected: tuple[int, ...]
-) -> None:
-    job: Job = points.job(search=search_section(points, steps=steps))
-
-    assert rungs(job.spec.search.steps) == expected
-
-
-def test_a_worker_that_falls_silent_is_named_by_its_trial(
-    points: Line, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pools, "SILENCE_SECONDS", 0.6)
-    job = points.copy(tmp_path / "line").job(network={"name": "networks.py:Stuck"})
-
-    with (
-        pytest.raises(ProcessDiedError, match="train trial 5 to step 2: its worker has said nothi"),
-        Pool(write_job(job, "worker"), 1) as pool,
-    ):
-        list(pool.run([RungJob(5, {}, 2)]))
-
-    assert tree.is_gone()
-
-
-def test_blank_lines_of_a_worker_are_not_its_last_words(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL) as process:
-        worker = pools._Worker(process)
-
-        heard = [pools._hear(worker, line) for line in ("", "  ", "words")]
-
-    assert heard == [None] * 3
-    assert list(worker.tail) == ["words"]
-    assert capsys.readouterr().out.count('"event": "log"') == 1
-
-
-def test_a_loss_of_exactly_zero_is_the_best(points: Line, tmp_path: Path) -> None:
-    line = points.copy(tmp_path / "line")
-    job = line.job("study")
-    study = optuna.create_study()
-    for loss in (0.5, 0.0, 0.25):
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={"train.learning_rate": 0.01, "train.batch": 16},
-                distributions={
-                    "train.learning_rate": optuna.distributions.FloatDistribution(1e-4, 0.1),
-                    "train.batch": optuna.distributions.CategoricalDistribution((8, 16, 32)),
-                },
-                value=loss,
-                user_attrs={"seconds": 1.0},
-            )
-        )
-
-    made = studies._describe(
-        job, line.storage, manifests.current(line.storage, NAME, "shards"), study
-    )
-
-    assert (made.facts["best_trial"], made.facts["best_loss"]) == (1, 0.0)

@@ -113,6 +113,8 @@ class Trainer:
     ) -> None:
         spec = job.spec.train
         self._spec, self._world, self._strategy = spec, world, strategy
+        self.validated_by = spec
+        """Its seed draws the samples to look at: losses compare where it is the same."""
         self.steps = steps or spec.steps
         self.step = 0
         self.curve: list[Point] = []
@@ -279,7 +281,7 @@ class Trainer:
         is_sharded = self._strategy.parallel == "fsdp"
         # Sharded parameters are gathered in the forward; that needs more than inference_mode has.
         with torch.no_grad() if is_sharded else torch.inference_mode():
-            chosen = _selection(self._data.validation, self._spec, self._world)
+            chosen = _selection(self._data.validation, self.validated_by, self._world)
             rounds = 0
             for columns in decoded(chosen, self._data.validation.fields):
                 rounds += 1

@@ -1,7 +1,6 @@
 """The account of a study: hands rung jobs to the pool, keeps what ended, counts what it cost."""
 
 import math
-from collections.abc import Iterable
 
 from millrace.tune.rung import Pool, Rung, RungJob, Training
 
@@ -11,6 +10,9 @@ COSTLIER = 1.25
 
 class Account:
     """Rung jobs in hand and seconds spent, within a budget.
+
+    A job counts as spent when its result is taken, not when it comes: so what is decided by it is
+    decided again in the same way when a study is begun anew over what was recorded.
 
     Args:
         pool: What trains.
@@ -54,19 +56,15 @@ class Account:
             MillraceError: From the pool.
         """
         while job not in self._ended:
-            self._take(self._pool.wait())
-        return self._ended.pop(job)
+            self._ended |= dict(self._pool.wait())
+        rung, steps = self._ended.pop(job), self._steps_in_hand.pop(job)
+        self.spent_seconds += rung.seconds
+        self._num_steps += steps - max(0, job.to - rung.step)
+        return rung
 
     def forget(self, training: Training) -> None:
         """Let the pool go of what it keeps of a training."""
         self._pool.forget(training)
-
-    def _take(self, ended: Iterable[tuple[RungJob, Rung]]) -> None:
-        for job, rung in ended:
-            steps = self._steps_in_hand.pop(job)
-            self._ended[job] = rung
-            self.spent_seconds += rung.seconds
-            self._num_steps += steps - max(0, job.to - rung.step)
 
 
 def earned_steps(step: int, own_seconds: float, default_seconds: float) -> int:

@@ -60,6 +60,8 @@ class _InHand:
     """Which of the rungs it is on its way to."""
     rungs: dict[int, Rung] = field(default_factory=dict)
     """Those behind it, by the steps that they stand for."""
+    told: dict[int, dict[str, float]] = field(default_factory=dict)
+    """What is to be recorded of them, and of one that failed."""
     job: RungJob = field(init=False)
 
     @property
@@ -161,15 +163,26 @@ class Coordinator:
         own = {trial.number: self._losses[self._rungs[-1]][trial.number] for trial in complete}
         again = {number: [own[number], *self._repetitions.losses(number)] for number in own}
         again = {number: losses for number, losses in again.items() if len(losses) > 1}
-        best = complete[0].number
-        if again.keys() - {0}:
+        if len(again) > 1:
             return choose(again)
+        best = complete[0].number
         return Choice(best, {n: [own[n]] for n in own if n in (0, best)}, noise(again))
 
     @property
     def share(self) -> float:
         """How much of its trials or of its budget the study has spent."""
         return max(len(self._looks) / self._search.trials, self.account.share)
+
+    @property
+    def best_loss(self) -> float | None:
+        """Of the trials that have ended well so far."""
+        return min(self._losses[self._rungs[-1]].values(), default=None)
+
+    @property
+    def repetition_seconds(self) -> float:
+        """What training the leading trials again is expected to cost."""
+        number = (num_leading(len(self._looks)) + 1) * self._search.repetitions
+        return number * self._search.steps * self.account.step_seconds
 
     @property
     def correlation(self) -> Correlation:
@@ -217,9 +230,7 @@ class Coordinator:
     @property
     def _reserved_seconds(self) -> float:
         """For training the leading trials again; never more than a third of the budget."""
-        number = (num_leading(len(self._looks)) + 1) * self._search.repetitions
-        wanted = number * self._search.steps * self.account.step_seconds
-        return min(wanted, self.account.budget_seconds / 3)
+        return min(self.repetition_seconds, self.account.budget_seconds / 3)
 
     def _ask(self) -> None:
         trial = self._study.ask()
@@ -254,11 +265,12 @@ class Coordinator:
 
     def _note(self, one: _InHand, rung: Rung) -> None:
         """Take down how a rung ended."""
+        step = self._rungs[one.rung]
+        one.told[step] = {"to": one.job.to, "step": rung.step, "seconds": rung.seconds}
         if rung.failed:
             log(f"trial {one.number} failed: {rung.failed}")
             one.trial.set_user_attr("failed", rung.failed)
             return
-        step = self._rungs[one.rung]
         one.rungs[step] = rung
         if one.number == 0:
             self._default_step_seconds = one.step_seconds
@@ -298,13 +310,11 @@ class Coordinator:
 
     def _tell(self, one: _InHand, state: TrialState) -> FrozenTrial:
         self.account.forget(one.job.training)
-        seconds = {str(step): rung.seconds for step, rung in one.rungs.items()}
-        one.trial.set_user_attr("seconds", seconds)
-        one.trial.set_user_attr("step", one.step)
+        one.trial.set_user_attr("rungs", {str(step): told for step, told in one.told.items()})
         loss = one.rungs[self._rungs[-1]].loss if state is TrialState.COMPLETE else None
         told = self._study.tell(one.trial, loss, state=state)
-        best = min(self._losses[self._rungs[-1]].values(), default=math.inf)
-        self._looks.append(Look(self.share, best))
+        best = self.best_loss
+        self._looks.append(Look(self.share, math.inf if best is None else best))
         self._look_at_first_rung()
         self._repeat_default_early()
         return told
@@ -334,13 +344,14 @@ class Coordinator:
         return sorted(trials, key=lambda trial: (losses[trial.number], trial.number))
 
     def _leading(self) -> list[FrozenTrial]:
-        """The best trials, each with values of its own, and the default."""
+        """The best trials, each with values of its own, and the default; the best one first."""
         distinct: dict[Settings, FrozenTrial] = {}
         for trial in self._complete():
             distinct.setdefault(settings(trial.params), trial)
-        best = list(distinct.values())[: num_leading(len(self._looks))]
-        default = [trial for trial in list(distinct.values())[len(best) :] if trial.number == 0]
-        return [*best, *default]
+        ranked = list(distinct.values())
+        best = ranked[: num_leading(len(self._looks))]
+        default = [trial for trial in ranked[len(best) :] if trial.number == 0]
+        return [*best[:1], *default, *best[1:]]
 
 
 def _breaks_a_limit(trial: optuna.Trial) -> bool:

@@ -44,8 +44,7 @@ class Memo:
             return ended
         ended = list(self._pool.wait())
         for job, rung in ended:
-            if rung.step == job.to or rung.failed:
-                self._known[_key(job)] = replace(rung, seconds=0.0)
+            self._known[_key(job)] = replace(rung, seconds=0.0)
         return ended
 
     def forget(self, training: Training) -> None:

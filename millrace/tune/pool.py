@@ -1,59 +1,92 @@
-"""A pool of warm workers: hands out rung jobs, notices a death at once and hands its job on."""
+"""A pool of warm worker processes: hands out rung jobs, replaces workers that die or fall silent.
+
+waiting jobs --> the worker that keeps the training, else an idle one --> its rung event
+                 dead, or silent for too long: killed, its job first in line, one attempt more
+"""
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 from typing import IO, Any, Self
 
-from millrace.errors import ProcessDiedError, ProcessFailedError, from_event
-from millrace.frozen import Scalar
+from millrace.errors import ProcessFailedError, from_event
 from millrace.launch import TAIL_LINES, environment_of_child
-from millrace.telemetry import log, parse
+from millrace.telemetry import emit, log, parse
+from millrace.tune.rung import Rung, RungJob, Training
 
 ATTEMPTS = 3
 READ_BYTES = 2**16
-SILENCE_SECONDS = 30 * 60.0
-"""How long a worker may say nothing about its rung job before it is taken for stuck."""
+START_SECONDS = 180.0
+"""Until a new worker's first word: importing torch takes 2 s, on a crowded machine a minute."""
+SILENCE_SECONDS = 15.0
+"""Between two words of a busy worker, which says every `worker.ALIVE_SECONDS` that it lives."""
+STUCK_SECONDS = 30 * 60.0
+"""For a rung job, while nothing is known of how long one takes."""
+STUCK_TIMES = 20
+"""Times what a rung job should take by the slowest steps so far, and ..."""
+LEAST_STUCK_SECONDS = 60.0
+"""... at least so long: a first step may wait for data or a compiler."""
 
-
-@dataclass(frozen=True, eq=False)
-class RungJob:
-    """Train trial `trial` with `values` up to step `to`."""
-
-    trial: int
-    values: dict[str, Scalar]
-    to: int
-
-
-@dataclass(frozen=True)
-class Rung:
-    """How a rung job ended: a loss, or why there is none."""
-
-    loss: float
-    failed: str
-    seconds: float
+Ended = list[tuple[RungJob, Rung]]
 
 
 @dataclass
+class _Task:
+    """A rung job and which attempt at it is made: what an earlier one says late is not heard."""
+
+    job: RungJob
+    attempt: int = 1
+    lost_seconds: float = 0.0
+    """Of earlier attempts: they have cost a worker's time, too."""
+
+    def request(self) -> dict[str, Any]:
+        job = self.job
+        message = {
+            "trial": job.trial,
+            "repetition": job.repetition,
+            "attempt": self.attempt,
+            "values": job.values,
+            "to": job.to,
+        }
+        return message | (
+            {"max_seconds": job.max_seconds} if math.isfinite(job.max_seconds) else {}
+        )
+
+    def is_meant_by(self, event: dict[str, Any]) -> bool:
+        told = (event["trial"], event["repetition"], event["attempt"])
+        return told == (*self.job.training, self.attempt)
+
+
+@dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
-    job: RungJob | None = None
-    trials: set[int] = field(default_factory=set)
+    task: _Task | None = None
+    trainings: set[Training] = field(default_factory=set)
     """Those it keeps in memory."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     """Its last words that are no events."""
+    has_spoken: bool = False
+    began_at: float = 0.0
+    """When it was given its job (monotonic seconds)."""
     heard_at: float = 0.0
-    """When it was given its job, or last said something about it (monotonic seconds)."""
+    """When it was given its job, or last said something."""
     _unread: bytes = b""
+
+    def begin(self, task: _Task) -> None:
+        self.task, self.began_at = task, time.monotonic()
+        self.heard_at = self.began_at
+        self.trainings.add(task.job.training)
+        self.send(task.request())
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None, "stdin is a pipe"
@@ -68,6 +101,7 @@ class _Worker:
         data = os.read(self.output.fileno(), READ_BYTES)
         if not data:
             return None
+        self.heard_at, self.has_spoken = time.monotonic(), True
         *whole, self._unread = (self._unread + data).split(b"\n")
         return [line.decode(errors="replace") for line in whole]
 
@@ -77,7 +111,7 @@ class _Worker:
         return self.process.stdout
 
     def bury(self) -> int:
-        """Kill it if it lives, free what it held; its exit status."""
+        """Kill it if it lives, paused or not, and free what it held; its exit status."""
         self.process.kill()
         code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -86,17 +120,24 @@ class _Worker:
         return code
 
 
-class Pool:
-    """Worker processes for one study; a context manager, so that none outlives it."""
+class WorkerPool:
+    """Worker processes for one study, a `rung.Pool`; a context manager, so that none outlives it.
 
-    def __init__(self, job_path: Path, size: int) -> None:
-        self._job_path, self._size = job_path, size
+    Args:
+        job_path: The study's job, as its workers read it.
+        size: Workers at most; each is started when there is something for it to do.
+        silence_seconds: Between two words of a busy worker, after which it is taken for paused.
+    """
+
+    def __init__(self, job_path: Path, size: int, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self._job_path, self._size, self._silence_seconds = job_path, size, silence_seconds
         self._selector = DefaultSelector()
         self._workers: list[_Worker] = []
+        self._waiting: deque[_Task] = deque()
+        self._step_seconds = 0.0
+        """The most that a step has taken in any rung job; 0 while none has ended."""
 
     def __enter__(self) -> Self:
-        for _ in range(self._size):
-            self._start()
         return self
 
     def __exit__(
@@ -108,6 +149,42 @@ class Pool:
         for worker in self._workers:
             worker.bury()
         self._selector.close()
+
+    def submit(self, job: RungJob) -> None:
+        """Take a job; return at once."""
+        self._waiting.append(_Task(job))
+        self._hand_out()
+
+    def wait(self) -> Sequence[tuple[RungJob, Rung]]:
+        """Those that have ended since the last time, at least one; a job must be in hand.
+
+        A job that outlives several workers has failed, and its trial with it.
+
+        Raises:
+            ProcessFailedError: A worker ended with an error that is not Millrace's.
+            MillraceError: A worker met an error that is no trial's outcome.
+        """
+        ended: Ended = []
+        while not ended:
+            assert self._waiting or any(worker.task for worker in self._workers), "nothing to do"
+            for key, _ in self._selector.select(self._patience()):
+                worker: _Worker = key.data
+                lines = worker.lines()
+                if lines is None:
+                    ended += self._mourn(worker)
+                else:
+                    ended += self._hear(worker, lines)
+            for worker in [worker for worker in self._workers if self._left(worker) <= 0]:
+                ended += self._give_up(worker)
+            self._hand_out()
+        return ended
+
+    def forget(self, training: Training) -> None:
+        """Let the workers drop what they keep of a training."""
+        for worker in self._workers:
+            if training in worker.trainings:
+                worker.trainings.discard(training)
+                worker.send({"forget": training})
 
     def _start(self) -> _Worker:
         process = subprocess.Popen(
@@ -123,106 +200,110 @@ class Pool:
         self._selector.register(worker.output, EVENT_READ, worker)
         return worker
 
-    def run(self, jobs: Sequence[RungJob]) -> Iterator[tuple[RungJob, Rung]]:
-        """Run all jobs, yielding each as it ends.
-
-        Raises:
-            ProcessDiedError: A job outlived several workers, or its worker fell silent.
-            ProcessFailedError: A worker ended with an error that is not Millrace's.
-            MillraceError: A worker met an error that is no trial's outcome.
-        """
-        waiting, attempts, left = deque(jobs), dict.fromkeys(jobs, 0), len(jobs)
-        while left:
-            self._hand_out(waiting)
-            for key, _ in self._selector.select(self._patience()):
-                worker: _Worker = key.data
-                lines, worker.heard_at = worker.lines(), time.monotonic()
-                if lines is None:
-                    self._replace(worker, waiting, attempts)
-                    continue
-                for rung in filter(None, (_hear(worker, line) for line in lines)):
-                    assert worker.job is not None, "a worker reports only what it was given"
-                    done, worker.job = worker.job, None
-                    left -= 1
-                    yield done, rung
-
-    def _patience(self) -> float:
-        """Seconds until the first worker has been silent for too long.
-
-        Raises:
-            ProcessDiedError: One has.
-        """
-        busy = [worker for worker in self._workers if worker.job is not None]
-        first = min(busy, key=lambda worker: worker.heard_at)
-        left = first.heard_at + SILENCE_SECONDS - time.monotonic()
-        if left <= 0:
-            assert first.job is not None, "only busy workers are looked at"
-            raise ProcessDiedError(
-                f"train trial {first.job.trial} to step {first.job.to}",
-                f"its worker has said nothing for {SILENCE_SECONDS / 60:g} minutes",
-                "Look for what its network waits for, or lower `search.steps`; "
-                "run it again: the study goes on after its last whole wave",
-            )
-        return left
-
-    def forget(self, trial: int) -> None:
-        """Let the workers drop what they keep of a trial."""
-        for worker in self._workers:
-            if trial in worker.trials:
-                worker.trials.discard(trial)
-                worker.send({"forget": trial})
-
-    def _hand_out(self, waiting: deque[RungJob]) -> None:
-        for job in list(waiting):
-            worker = self._worker_for(job.trial)
+    def _hand_out(self) -> None:
+        for task in list(self._waiting):
+            worker = self._worker_for(task.job.training)
             if worker is not None:
-                waiting.remove(job)
-                worker.job, worker.heard_at = job, time.monotonic()
-                worker.trials.add(job.trial)
-                worker.send({"trial": job.trial, "values": job.values, "to": job.to})
+                self._waiting.remove(task)
+                worker.begin(task)
 
-    def _worker_for(self, trial: int) -> _Worker | None:
-        """The worker that keeps the trial, else an idle or a new one; None while all are busy."""
+    def _worker_for(self, training: Training) -> _Worker | None:
+        """The worker that keeps it, else an idle or a new one; None while all are busy."""
         for worker in self._workers:
-            if trial in worker.trials:
-                return worker if worker.job is None else None
-        idle = [worker for worker in self._workers if worker.job is None]
+            if training in worker.trainings:
+                return worker if worker.task is None else None
+        idle = [worker for worker in self._workers if worker.task is None]
         if idle:
-            return min(idle, key=lambda worker: len(worker.trials))
+            return min(idle, key=lambda worker: len(worker.trainings))
         return self._start() if len(self._workers) < self._size else None
 
-    def _replace(
-        self, worker: _Worker, waiting: deque[RungJob], attempts: dict[RungJob, int]
-    ) -> None:
-        """Put a dead worker's job first in line; another worker is started when one is needed."""
-        self._selector.unregister(worker.output)
-        self._workers.remove(worker)
+    def _hear(self, worker: _Worker, lines: Sequence[str]) -> Ended:
+        """The rung that a worker tells of its task, if it does."""
+        ended: Ended = []
+        for event in filter(None, (_event(worker, line) for line in lines)):
+            task = worker.task
+            if task is None or not task.is_meant_by(event):
+                continue
+            worker.task = None
+            rung = _rung(event)
+            if not rung.failed:
+                paces = (self._step_seconds, rung.seconds / max(1, event["steps"]))
+                self._step_seconds = max(paces)
+            ended.append((task.job, replace(rung, seconds=rung.seconds + task.lost_seconds)))
+        return ended
+
+    def _patience(self) -> float:
+        """Seconds until some worker has been silent, or at its job, for too long."""
+        return max(0.0, min((self._left(worker) for worker in self._workers), default=0.0))
+
+    def _left(self, worker: _Worker) -> float:
+        """Seconds that a worker may go on; infinite for an idle one."""
+        if worker.task is None:
+            return math.inf
+        silence = self._silence_seconds if worker.has_spoken else START_SECONDS
+        stuck = STUCK_SECONDS
+        if self._step_seconds:  # times all steps: it may have lost the training, and begin anew
+            seconds = STUCK_TIMES * worker.task.job.to * self._step_seconds
+            stuck = max(LEAST_STUCK_SECONDS, seconds)
+        until = min(worker.heard_at + silence, worker.began_at + stuck)
+        return until - time.monotonic()
+
+    def _mourn(self, worker: _Worker) -> Ended:
+        """What follows from a worker's end: none that ends by an error of its own is replaced."""
         code = worker.process.wait()
-        worker.bury()
-        job = worker.job
-        asked = f"train trial {job.trial} to step {job.to}" if job else "keep a worker"
         if code > 0:
+            asked = f"train {worker.task.job}" if worker.task else "keep a worker"
             words = "\n".join(worker.tail)
             raise ProcessFailedError(
                 asked,
                 f"its worker exited with {code}; its last words:\n{words}\n",
                 "If the network is your own, look there; else it is a bug of Millrace: report it",
             )
-        log(f"a worker died (exit status {code}): {asked} is handed on")
-        if job is None:
-            return
-        attempts[job] += 1
-        if attempts[job] == ATTEMPTS:
-            raise ProcessDiedError(
-                asked,
-                f"{ATTEMPTS} workers died of it, the last with exit status {code}",
-                "Look for what kills them (memory?), or narrow `search.space`",
-            )
-        waiting.appendleft(job)
+        return self._replace(worker, f"died (exit status {code})")
+
+    def _give_up(self, worker: _Worker) -> Ended:
+        seconds = time.monotonic() - worker.heard_at
+        if seconds < self._silence_seconds:
+            return self._replace(worker, "came to no end")
+        return self._replace(worker, f"has said nothing for {seconds:.3g} s")
+
+    def _replace(self, worker: _Worker, why: str) -> Ended:
+        """Put a worker's task first in line, or give it up; a new worker starts when needed."""
+        self._selector.unregister(worker.output)
+        self._workers.remove(worker)
+        worker.bury()
+        task = worker.task
+        if task is None:
+            log(f"an idle worker {why}")
+            return []
+        task.lost_seconds += time.monotonic() - worker.began_at
+        if task.attempt == ATTEMPTS:
+            failed = f"each of {ATTEMPTS} workers was lost over it; the last {why} (memory?)"
+            return [(task.job, Rung(math.nan, 0, task.lost_seconds, failed))]
+        log(f"a worker {why}: {task.job} to step {task.job.to} is handed on")
+        task.attempt += 1
+        self._waiting.appendleft(task)
+        return []
 
 
-def _hear(worker: _Worker, line: str) -> Rung | None:
-    """What a line of a worker says: a rung it reached; else it is passed on, or raised."""
+def _rung(event: dict[str, Any]) -> Rung:
+    """What a worker tells of a rung, passed on to whoever follows the study."""
+    failed = event.get("failed", "")
+    again = {"repetition": event["repetition"]} if event["repetition"] else {}
+    loss = {} if failed else {"loss": event["loss"]}
+    emit("rung", trial=event["trial"], **again, step=event["step"], **loss)
+    return Rung(
+        loss=event.get("loss", math.nan),
+        step=event["step"],
+        seconds=event["seconds"],
+        failed=failed,
+        memory_bytes=event.get("memory_bytes", 0),
+        latency_seconds=event.get("latency_seconds", 0.0),
+    )
+
+
+def _event(worker: _Worker, line: str) -> dict[str, Any] | None:
+    """A rung event on a line; whatever else is said is passed on, or raised."""
     event = parse(line)
     if not line.strip():  # the emitter's, so that an event starts on a line of its own
         return None
@@ -234,5 +315,5 @@ def _hear(worker: _Worker, line: str) -> Rung | None:
     elif event["event"] == "error":
         raise from_event(event)
     elif event["event"] == "rung":
-        return Rung(event.get("loss", float("nan")), event.get("failed", ""), event["seconds"])
+        return event
     return None

@@ -1,63 +1,161 @@
-"""A warm worker: keeps torch, the data and its trials alive, and trains them rung by rung.
+"""A warm worker: keeps torch, the data and its trainings alive, and trains them rung by rung.
 
-standard input    {"trial": 3, "values": {...}, "to": 30}     train trial 3 to step 30
-                  {"forget": 3}                               drop what is kept of it
-standard output   rung events
+standard input    {"trial": 3, "repetition": 0, "attempt": 1, "values": {...}, "to": 30}
+                  {"forget": [3, 0]}                          drop what is kept of it
+standard output   rung events, and an `alive` event now and then while it trains
 """
 
 import json
+import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 from millrace import manifest as manifests
-from millrace.errors import TrainingError
+from millrace.errors import SpecError, TrainingError
 from millrace.job import Job
 from millrace.storage import FsspecStorage
 from millrace.telemetry import emit
 from millrace.train.loop import Trainer, TrainingData
 from millrace.train.world import World
+from millrace.tune.limits import measure_latency_seconds, measure_memory_bytes
+from millrace.tune.rung import Training
+
+ALIVE_SECONDS = 2.0
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def run_worker(job: Job, requests: Iterable[str] = sys.stdin) -> None:
     """Serve requests until the input ends."""
-    storage = FsspecStorage(job.store)
-    shards = manifests.read(storage, job.inputs["shards"])
-    data = TrainingData.load(storage, shards, job.spec.train.mix)
-    # The number of threads changes the order of sums: it must not depend on that of workers.
-    world = World.alone(max(1, (os.cpu_count() or 1) // job.spec.search.together))
-    trainers: dict[int, Trainer] = {}
+    worker = _Worker(job)
     for line in requests:
         request = json.loads(line)
         if "forget" in request:
-            _forget(trainers, request["forget"])
-            continue
-        number = request["trial"]
-        if number not in trainers:  # new, or another worker had it and died: begin at step 0
-            changed = job.model_copy(update={"spec": job.spec.with_values(request["values"])})
-            trainers[number] = Trainer(changed, data, world, steps=job.spec.search.steps)
-        _train(trainers, number, request["to"])
-    for number in list(trainers):
-        _forget(trainers, number)
-    data.close()
+            trial, repetition = request["forget"]
+            worker.forget((trial, repetition))
+        else:
+            worker.serve(request)
+    worker.close()
 
 
-def _train(trainers: dict[int, Trainer], number: int, to: int) -> None:
-    """Train to a rung and report; a trial that diverges is an outcome, not an error."""
-    start = time.perf_counter()
-    try:
-        trainers[number].run_to(to)
-        loss = trainers[number].validate()["validation_loss"]
-    except TrainingError as error:
-        _forget(trainers, number)
-        seconds = time.perf_counter() - start
-        emit("rung", trial=number, step=to, failed=str(error), seconds=seconds)
+class _Worker:
+    """The data of a study's job and the trainings that are kept of its trials."""
+
+    def __init__(self, job: Job) -> None:
+        storage = FsspecStorage(job.store)
+        shards = manifests.read(storage, job.inputs["shards"])
+        self._job = job
+        self._data = TrainingData.load(storage, shards, job.spec.train.mix)
+        # The number of threads changes the order of sums: it must not depend on that of workers.
+        threads = max(1, (os.cpu_count() or 1) // job.spec.search.together)
+        self._world = World.alone(threads)
+        self._trainers: dict[Training, Trainer] = {}
+        self._measured: dict[Training, dict[str, float]] = {}
+
+    def serve(self, request: dict[str, Any]) -> None:
+        """Train to a rung and tell; a trial that diverges or is too large is an outcome."""
+        training = request["trial"], request["repetition"]
+        told = {name: request[name] for name in ("trial", "repetition", "attempt")}
+        start, failed = time.perf_counter(), ""
+        with _alive():
+            try:
+                told |= self._train(training, request)
+            except (TrainingError, SpecError) as error:
+                failed = str(error)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failed = f"out of memory: {' '.join(str(error).split())[:200]}"
+        if failed:
+            self.forget(training)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            told |= {"failed": failed, "step": 0, "steps": 0}
+        emit("rung", **told, seconds=time.perf_counter() - start)
+
+    def forget(self, training: Training) -> None:
+        """Drop what is kept of a training."""
+        self._measured.pop(training, None)
+        if (trainer := self._trainers.pop(training, None)) is not None:
+            trainer.close()
+
+    def close(self) -> None:
+        """Give up all that is kept."""
+        for training in list(self._trainers):
+            self.forget(training)
+        self._data.close()
+
+    def _train(self, training: Training, request: dict[str, Any]) -> dict[str, Any]:
+        trainer = self._trainer(training, request["values"])
+        before = trainer.step
+        _run(trainer, request["to"], request.get("max_seconds", math.inf))
+        loss = trainer.validate()["validation_loss"]
+        steps = trainer.step - before
+        return {"loss": loss, "step": trainer.step, "steps": steps, **self._measured[training]}
+
+    def _trainer(self, training: Training, values: dict[str, Any]) -> Trainer:
+        """The training as far as it is; at step 0 where it is new, or its worker has died."""
+        if training not in self._trainers:
+            spec = self._job.spec
+            seed = spec.train.seed + training[1]
+            changed = self._job.model_copy(
+                update={"spec": spec.with_values({**values, "train.seed": seed})}
+            )
+            trainer = Trainer(changed, self._data, self._world, steps=spec.search.steps)
+            trainer.validated_by = changed.spec.train.model_copy(update={"seed": spec.train.seed})
+            self._trainers[training] = trainer
+            self._measured[training] = self._measure(changed, trainer)
+        return self._trainers[training]
+
+    def _measure(self, changed: Job, trainer: Trainer) -> dict[str, float]:
+        """What there is a limit to."""
+        found: dict[str, float] = {}
+        if changed.spec.search.max_memory_bytes != "none":
+            found["memory_bytes"] = measure_memory_bytes(changed, self._data, self._world)
+        if changed.spec.search.max_latency_seconds != "none":
+            found["latency_seconds"] = measure_latency_seconds(changed, trainer, self._data)
+        return found
+
+
+def _run(trainer: Trainer, to: int, max_seconds: float) -> None:
+    """Train to a step, or as far as the seconds go; one step at least."""
+    if math.isinf(max_seconds):
+        trainer.run_to(to)
         return
-    seconds = time.perf_counter() - start
-    emit("rung", trial=number, step=to, loss=loss, seconds=seconds)
+    start, begun_at, more = time.perf_counter(), trainer.step, 1
+    while trainer.step < to and more:
+        trainer.run_to(min(to, trainer.step + more))
+        seconds = time.perf_counter() - start
+        step_seconds = seconds / (trainer.step - begun_at)
+        more = max(0, int((max_seconds - seconds) / step_seconds))
 
 
-def _forget(trainers: dict[int, Trainer], number: int) -> None:
-    if (trainer := trainers.pop(number, None)) is not None:
-        trainer.close()
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    """Say now and then, from a thread beside, that this process is not paused."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        emit("alive")
+        while not ended.wait(ALIVE_SECONDS):
+            emit("alive")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
