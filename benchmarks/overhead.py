@@ -7,7 +7,8 @@ from benchmarks.quality_cases.case import packed_shards
 from millrace.job import Job
 from millrace.launch import write_job
 from millrace.spec_file import read_specs
-from millrace.tune.pool import Pool, RungJob
+from millrace.tune.pool import WorkerPool
+from millrace.tune.rung import RungJob
 from millrace.tune.study import tune
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -38,10 +39,11 @@ def dispatch_seconds(job: Job, runs: int) -> tuple[list[float], list[float]]:
 def _cpu_of_pool(job: Job, path: Path, num_jobs: int) -> float:
     values = job.spec.values_at(job.spec.search.space)
     start = _cpu_seconds(resource.RUSAGE_SELF) + _cpu_seconds(resource.RUSAGE_CHILDREN)
-    with Pool(path, 1) as pool:
+    with WorkerPool(path, 1) as pool:
         for number in range(num_jobs):
-            for _ in pool.run([RungJob(number, values, 1)]):
-                pool.forget(number)
+            pool.submit(RungJob(number, values, 1))
+            for job, _ in pool.wait():
+                pool.forget(job.training)
     return _cpu_seconds(resource.RUSAGE_SELF) + _cpu_seconds(resource.RUSAGE_CHILDREN) - start
 
 

@@ -29,8 +29,11 @@ FRESH_SEEDS = (10_001, 10_002, 10_003)
 """Of the trainings by which a choice is judged; no tuner has seen them."""
 RERUN_SEEDS = (20_001, 20_002)
 """Of the trainings by which a tuner may compare its leading configurations once more."""
+HELD_OUT_SAMPLES = 512
+VALIDATION_BATCH = 512
+"""Samples of a forward: whether there are many or few, the loss is the same."""
 _OPEN = 16
-_WARM_STEPS, _TIMED_STEPS, _TIMINGS = 3, 10, 5
+_WARM_STEPS, _TIMED_STEPS, _TIMINGS = 3, 10, 12
 _UNPRICED = ("network.dropout", "train.learning_rate", "train.weight_decay", "train.warmup")
 """Fields that leave the cost of a step as it is."""
 Settings = Mapping[str, Scalar]
@@ -108,7 +111,7 @@ class Trainings:
         """Validate at each unit on the way, so that nobody has to come by again."""
         losses: list[float] = self._known[key]
         start = time.process_time()
-        trainer = self._open.pop(key, None) or self._build(self._data, values, seed)
+        trainer = self._open.pop(key, None) or self._build(values, seed)
         while len(losses) < unit:
             try:  # one that was closed in the meantime trains anew what is known
                 trainer.run_to(self.steps * (len(losses) + 1) // UNITS)
@@ -126,7 +129,7 @@ class Trainings:
     def _held_out_losses(self, values: Settings) -> list[float]:
         found = []
         for seed in FRESH_SEEDS:
-            trainer = self._build(self._held_out, values, seed)
+            trainer = self._build(values, seed, is_held_out=True)
             try:
                 trainer.run_to(self.steps)
                 found.append(trainer.validate()["validation_loss"])
@@ -136,8 +139,8 @@ class Trainings:
         return found
 
     def _price(self, values: Settings) -> float:
-        """CPU seconds of a step: the median of a few short stretches."""
-        trainer = self._build(self._data, values, seed=0)
+        """CPU seconds of a step: the least of a few short stretches, which nothing has held up."""
+        trainer = self._build(values, seed=0)
         trainer.run_to(_WARM_STEPS)
         found = []
         for _ in range(_TIMINGS):
@@ -145,13 +148,20 @@ class Trainings:
             trainer.run_to(trainer.step + _TIMED_STEPS)
             found.append((time.process_time() - start) / _TIMED_STEPS)
         trainer.close()
-        return statistics.median(found)
+        return min(found)
 
-    def _build(self, data: TrainingData, values: Settings, seed: int) -> Trainer:
+    def _build(self, values: Settings, seed: int, *, is_held_out: bool = False) -> Trainer:
+        """A training that is validated, whatever its seed, by the same samples as all others."""
         spec = self._job.spec.with_values(values)
         section = spec.train.model_dump() | {"seed": seed}
         job = self._job.model_copy(update={"spec": spec.with_parts({"train": section})})
-        return Trainer(job, data, self._world, steps=self.steps)
+        data = self._held_out if is_held_out else self._data
+        trainer = Trainer(job, data, self._world, steps=self.steps)
+        number = HELD_OUT_SAMPLES if is_held_out else job.spec.train.validate_samples
+        trainer.validated_by = self._job.spec.train.model_copy(
+            update={"validate_samples": number, "batch": VALIDATION_BATCH}
+        )
+        return trainer
 
     def _remember(self, key: str, found: Any) -> None:
         self._known[key] = found

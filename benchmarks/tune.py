@@ -10,6 +10,7 @@ what the tuning plane itself takes, and studies of which processes are killed an
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import uuid
@@ -29,6 +30,7 @@ from tests.pipelines_for_tests import ROOT, Tree, build_classification
 from tests.tune_kill_loop import Tally, kill_studies
 
 OF_RANDOM, OF_DEFAULTS, TUNER_SHARE, DISPATCH = 0.42, 1.5, 0.01, 50
+NETWORK = Path(__file__).parent / "peers" / "window.py"
 DISPATCH_RUNS, LEAST_KILLS = 3, 20
 RATE = {"low": 1e-4, "high": 1e-1, "log": True}
 DECAY = {"low": 1e-4, "high": 1.0, "log": True}
@@ -38,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         "task": {"kind": "classification", "label": "64", "shape": [64]},
         "split": {"validation": 0.2, "test": 0.3},
         "network": {"name": "mlp", "width": 32, "depth": 2, "dropout": 0.1},
-        "train": {"steps": 135, "batch": 32, "ranks": 1, "validate_samples": 10**6},
+        "train": {"steps": 90, "batch": 32, "ranks": 1, "validate_samples": 10**6},
         "search": {
             "space": {
                 "train.learning_rate": RATE,
@@ -47,24 +49,24 @@ CASES: dict[str, dict[str, Any]] = {
                 "network.width": {"choices": [16, 32, 64, 128]},
                 "network.dropout": {"low": 0.0, "high": 0.5},
             },
-            "steps": 135,
+            "steps": 90,
         },
     },
     "library": {
-        "source": {"url": "stdlib://[a-e]*/*.py", "records": "file"},
-        "task": {"kind": "language_model", "block_bytes": 64},
+        "source": {"url": "stdlib://[a-d]*/*.py", "records": "file"},
+        "task": {"kind": "language_model", "block_bytes": 32},
         "split": {"validation": 0.1, "test": 0.2},
-        "network": {"name": "gpt", "width": 32, "depth": 1},
-        "train": {"steps": 135, "batch": 8, "ranks": 1, "validate_samples": 128},
+        "network": {"name": "window.py:Window", "width": 32, "context": 4},
+        "train": {"steps": 90, "batch": 16, "ranks": 1, "validate_samples": 96},
         "search": {
             "space": {
-                "train.learning_rate": RATE,
+                "train.learning_rate": {"low": 3e-4, "high": 0.3, "log": True},
                 "train.weight_decay": DECAY,
                 "train.warmup": {"low": 0.02, "high": 0.5},
-                "train.batch": {"choices": [4, 8, 16]},
-                "network.width": {"choices": [16, 32, 64]},
+                "train.batch": {"choices": [8, 16, 32]},
+                "network.width": {"choices": [16, 32, 64, 128]},
             },
-            "steps": 135,
+            "steps": 90,
         },
     },
 }
@@ -127,6 +129,7 @@ def main() -> None:
 def _contest(case: str, folder: Path, memo: Path, seeds: int) -> dict[str, Entry]:
     where = folder / case
     where.mkdir()
+    shutil.copy(NETWORK, where)
     memo.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(CASES[case], where, memo / f"{case}.jsonl")
     entries = hold(trainings, seeds)
