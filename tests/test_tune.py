@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from millrace.errors import CorruptError, ProcessDiedError, StorageError, Traini
 from millrace.launch import follow
 from millrace.manifest import Manifest
 from millrace.search import Choices, Range, Values
+from millrace.tune import study as studies
 from millrace.tune.space import suggest
 from millrace.tune.study import tune
 from tests.pipelines_for_tests import NAME, Line, Tree
@@ -25,10 +27,6 @@ def trials_of(line: Line) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="study", storage=f"sqlite:///{database}").get_trials(
         deepcopy=False
     )
-
-
-def rungs_of(trial: optuna.trial.FrozenTrial) -> list[dict[str, float]]:
-    return list(trial.user_attrs["rungs"].values())
 
 
 def study_of(line: Line) -> Manifest:
@@ -160,17 +158,34 @@ def test_the_last_study_s_best_are_tried_after_the_default(
     assert best <= {str(values) for values in tried}
 
 
-def test_a_study_with_a_budget_ends_inside_it(points: Line, tmp_path: Path) -> None:
+def test_a_budget_that_no_trial_can_end_in_is_told(points: Line, tmp_path: Path) -> None:
     line = points.copy(tmp_path / "line")
-    search = search_section(line, trials=1000, max_usd=3.0)  # at a dollar a second, of two workers
+    search = search_section(line, max_usd=1e-9)
 
-    made = tune(line.job("study", search=search))
+    with pytest.raises(TrainingError, match=r"of 3 trials: none ended .*device-seconds are spent"):
+        tune(line.job("study", search=search))
 
-    spent, rows = made.measured["spent_usd"], made.facts["trials"]
-    dearest = max(float(row["seconds"]) for t in trials_of(line) for row in rungs_of(t)) / 2
-    assert 0.5 < spent < 3 + 3 * dearest  # what is in hand besides
-    assert 1 < len(rows) < 1000
-    assert "device-seconds are spent" in made.facts["stopped"] or "gained" in made.facts["stopped"]
+    assert {tuple(trial.intermediate_values) for trial in trials_of(line)} == {(2,)}
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, math.inf),
+        ({"max_seconds": 60}, 60.0),
+        ({"max_usd": 2}, 4.0),  # at a dollar a second of a machine with two workers
+        ({"max_usd": 2, "max_seconds": 3}, 3.0),
+        ({"max_usd": 2, "workers": 1}, 2.0),
+    ],
+)
+def test_a_budget_in_dollars_is_one_in_seconds_of_a_worker(
+    points: Line, limits: dict[str, float], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    job = points.job(search=search_section(points, **limits))
+
+    assert studies._budget_seconds(job) == seconds
 
 
 def test_a_network_over_the_limits_of_memory_and_latency_wins_nothing(

@@ -83,7 +83,7 @@ def test_the_default_comes_first_and_is_trained_to_the_end_however_bad() -> None
 
 
 def test_a_trial_goes_on_only_among_the_best_third_at_its_rung() -> None:
-    _, told, _ = run(FormulaPool(), search(trials=30))
+    _, told, _ = run(FormulaPool(), search(trials=30, repetitions=0))
 
     states = [trial.state for trial in told]
     steps = sum(max(trial.intermediate_values) for trial in told)
@@ -163,7 +163,7 @@ def test_a_space_of_one_point_is_trained_once(space: dict[str, Any]) -> None:
     pool = FormulaPool()
 
     coordinator, told, choice = run(
-        pool, search(space={"train.learning_rate": space}, trials=100, together=1)
+        Memo(pool, {}), search(space={"train.learning_rate": space}, trials=100, together=1)
     )
 
     assert [job.to for job in pool.trained] == [10, 30, 90]
@@ -188,7 +188,7 @@ def test_a_first_rung_that_tells_nothing_is_given_up() -> None:
         end = bowl(values, step, repetition)
         return 10 - end if step == 10 else end
 
-    coordinator, told, _ = run(FormulaPool(loss), search(trials=60, repetitions=0))
+    coordinator, told, _ = run(FormulaPool(loss), search(trials=100, repetitions=0))
 
     assert coordinator.is_first_rung_given_up
     assert 10 not in told[-1].intermediate_values
@@ -199,7 +199,8 @@ def test_a_first_rung_that_tells_is_kept() -> None:
     coordinator, _, _ = run(FormulaPool(), search(trials=60, repetitions=0))
 
     assert not coordinator.is_first_rung_given_up
-    assert coordinator.correlation.value > 0.9
+    assert coordinator.correlation.value > 0.7
+    assert coordinator.correlation.num_trials >= 6
 
 
 @pytest.mark.parametrize("budget_seconds", [3.0, 10.0])
@@ -217,7 +218,11 @@ def test_a_budget_is_spent_and_not_exceeded_by_more_than_a_rung(budget_seconds: 
 def test_with_a_budget_a_costlier_trial_earns_fewer_steps() -> None:
     space = {"train.learning_rate": {"low": 0.009, "high": 0.011}, "network.width": WIDTH}
     first: list[dict[str, Scalar]] = [{"train.learning_rate": 0.01, "network.width": 16}]
-    pool = FormulaPool(step_seconds=lambda values: 0.01 * int(values["network.width"]) / 16)
+
+    def loss(values: Mapping[str, Scalar], step: int, repetition: int) -> float:
+        return bowl(values, step, repetition) - (values["network.width"] == 64)
+
+    pool = FormulaPool(loss, step_seconds=lambda values: 0.01 * int(values["network.width"]) / 16)
 
     run(pool, search(space=space, trials=40, together=1), first, budget_seconds=15.0)
 

@@ -144,7 +144,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(
     record = Record(f"sqlite:///{file}", NAME)
     record.add(ended[0][0])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(StorageError, match=r"record trial .*Make room"):
             add_all(record, ended)
@@ -153,7 +153,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_room(
 
     add_all(Record(f"sqlite:///{file}", NAME), ended)
 
-    assert 1 <= record.num_trials < 12
+    assert record.num_trials == 1
     assert Record(f"sqlite:///{file}", NAME).num_trials == 12
 
 

@@ -89,7 +89,7 @@ def test_an_account_counts_what_is_in_hand_against_its_budget() -> None:
     first, second = RungJob(0, values, 30), RungJob(1, values, 30)
 
     account.submit(first, 0)
-    assert account.allows(100)  # nothing is known of what a step takes
+    assert account.allows(10)  # nothing is known of what a step takes
     account.result(first)
     account.submit(second, 0)
 

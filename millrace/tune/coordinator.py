@@ -157,8 +157,9 @@ class Coordinator:
         if not complete:
             raise TrainingError(
                 f"find the best of {len(self._looks)} trials",
-                "none ended with a finite loss inside the limits of `search`",
-                "Narrow `search.space`, look at the trials' errors above, or check the network",
+                f"none ended with a finite loss inside the limits of `search`{self._why_ended}",
+                "Narrow `search.space`, raise a limit, look at the trials' errors above, or check "
+                "the network",
             )
         own = {trial.number: self._losses[self._rungs[-1]][trial.number] for trial in complete}
         again = {number: [own[number], *self._repetitions.losses(number)] for number in own}
@@ -167,6 +168,10 @@ class Coordinator:
             return choose(again)
         best = complete[0].number
         return Choice(best, {n: [own[n]] for n in own if n in (0, best)}, noise(again))
+
+    @property
+    def _why_ended(self) -> str:
+        return f"; {self.stopped}" if self.stopped else ""
 
     @property
     def share(self) -> float:
@@ -315,7 +320,8 @@ class Coordinator:
         told = self._study.tell(one.trial, loss, state=state)
         best = self.best_loss
         self._looks.append(Look(self.share, math.inf if best is None else best))
-        self._look_at_first_rung()
+        if state is TrialState.COMPLETE:
+            self._look_at_first_rung()
         self._repeat_default_early()
         return told
 

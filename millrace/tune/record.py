@@ -115,7 +115,8 @@ class Record:
                 raise FileNotFoundError("the file is gone")  # SQLite would go on writing to it
             yield
         except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as error:
-            found = " ".join(str(error.__cause__ or error).split())
+            cause = error.__cause__ or error
+            found = " ".join(str(getattr(cause, "orig", cause)).split())  # without the statement
             asked = f"{asked} in {self._shown}"
             if any(words in found for words in _DAMAGED):
                 fix = "Delete the file: its studies begin anew"
