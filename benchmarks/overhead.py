@@ -42,8 +42,8 @@ def _cpu_of_pool(job: Job, path: Path, num_jobs: int) -> float:
     with WorkerPool(path, 1) as pool:
         for number in range(num_jobs):
             pool.submit(RungJob(number, values, 1))
-            for job, _ in pool.wait():
-                pool.forget(job.training)
+            for ended, _ in pool.wait():
+                pool.forget(ended.training)
     return _cpu_seconds(resource.RUSAGE_SELF) + _cpu_seconds(resource.RUSAGE_CHILDREN) - start
 
 

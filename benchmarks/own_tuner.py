@@ -4,6 +4,8 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import optuna
+
 from benchmarks.trainings import UNITS, Ended, Settings, Spending, Training
 from millrace.tune import rung as rungs
 from millrace.tune.coordinator import Coordinator, new_study
@@ -46,6 +48,7 @@ def search_with_millrace(spending: Spending, seed: int) -> None:
     search = spending.trainings.job.spec.search.model_copy(
         update={"trials": ENDLESS, "seed": seed, "repetitions": 0}
     )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = new_study(search, [dict(spending.trainings.default)])
     coordinator = Coordinator(study, search, PoolHere(spending))
     for _ in coordinator.search():

@@ -25,6 +25,8 @@ from millrace.train.world import World
 
 UNITS = 9
 """A full training in units of its first rung."""
+RUNGS = (1, 3, 9)
+"""Where successive halving compares, in units."""
 FRESH_SEEDS = (10_001, 10_002, 10_003)
 """Of the trainings by which a choice is judged; no tuner has seen them."""
 RERUN_SEEDS = (20_001, 20_002)
@@ -82,10 +84,10 @@ class Trainings:
     def loss(self, values: Settings, seed: int, unit: int) -> float:
         """Validation loss after so many units; infinite once the training has diverged."""
         key = _key(values, seed)
-        losses: list[float] = self._known.setdefault(key, [])
-        if len(losses) < unit:
+        known: dict[str, float] = self._known.get(key, {})
+        if str(unit) not in known:
             self._train(key, values, seed, unit)
-        return losses[unit - 1]
+        return float(self._known[key][str(unit)])
 
     def seconds(self, values: Settings, units: int) -> float:
         """CPU seconds of so many units of training, by the price of a step."""
@@ -108,33 +110,38 @@ class Trainings:
             self._open.popitem()[1].close()
 
     def _train(self, key: str, values: Settings, seed: int, unit: int) -> None:
-        """Validate at each unit on the way, so that nobody has to come by again."""
-        losses: list[float] = self._known[key]
+        """Train up to a unit; validate at the rungs on the way, too: others will ask for them."""
         start = time.process_time()
-        trainer = self._open.pop(key, None) or self._build(values, seed)
-        while len(losses) < unit:
-            try:  # one that was closed in the meantime trains anew what is known
-                trainer.run_to(self.steps * (len(losses) + 1) // UNITS)
-                losses.append(trainer.validate()["validation_loss"])
-            except TrainingError:
-                losses += [math.inf] * (UNITS - len(losses))
+        losses: dict[str, float] = dict(self._known.get(key, {}))
+        trainer = self._open.pop(key, None)
+        if trainer is None or trainer.step > self._step(unit):
+            trainer = self._build(values, seed)
+        for at in sorted({*(rung for rung in RUNGS if rung <= unit), unit}):
+            if str(at) not in losses:
+                losses[str(at)] = self._validated(trainer, at)
         self.cpu_seconds += time.process_time() - start
         self._remember(key, losses)
         self._open[key] = trainer
-        if len(losses) == UNITS:
+        if unit == UNITS:
             self._open.pop(key).close()
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)[1].close()
+
+    def _validated(self, trainer: Trainer, unit: int) -> float:
+        try:
+            trainer.run_to(self._step(unit))
+            return trainer.validate()["validation_loss"]
+        except TrainingError:
+            return math.inf
+
+    def _step(self, unit: int) -> int:
+        return self.steps * unit // UNITS
 
     def _held_out_losses(self, values: Settings) -> list[float]:
         found = []
         for seed in FRESH_SEEDS:
             trainer = self._build(values, seed, is_held_out=True)
-            try:
-                trainer.run_to(self.steps)
-                found.append(trainer.validate()["validation_loss"])
-            except TrainingError:
-                found.append(math.inf)
+            found.append(self._validated(trainer, UNITS))
             trainer.close()
         return found
 

@@ -37,27 +37,27 @@ DECAY = {"low": 1e-4, "high": 1.0, "log": True}
 CASES: dict[str, dict[str, Any]] = {
     "digits": {
         "source": {"url": "package://sklearn/datasets/data/digits.csv.gz", "header": False},
-        "task": {"kind": "classification", "label": "64", "shape": [64]},
+        "task": {"kind": "classification", "label": "64", "shape": [1, 8, 8]},
         "split": {"validation": 0.2, "test": 0.3},
-        "network": {"name": "mlp", "width": 32, "depth": 2, "dropout": 0.1},
+        "network": {"name": "conv", "width": 8, "dropout": 0.1},
         "train": {"steps": 90, "batch": 32, "ranks": 1, "validate_samples": 10**6},
         "search": {
             "space": {
                 "train.learning_rate": RATE,
                 "train.weight_decay": DECAY,
                 "train.batch": {"choices": [16, 32, 64]},
-                "network.width": {"choices": [16, 32, 64, 128]},
+                "network.width": {"choices": [4, 8, 16]},
                 "network.dropout": {"low": 0.0, "high": 0.5},
             },
             "steps": 90,
         },
     },
     "library": {
-        "source": {"url": "stdlib://[a-d]*/*.py", "records": "file"},
+        "source": {"url": "stdlib://[a-d]*/*.py"},
         "task": {"kind": "language_model", "block_bytes": 32},
         "split": {"validation": 0.1, "test": 0.2},
         "network": {"name": "window.py:Window", "width": 32, "context": 4},
-        "train": {"steps": 90, "batch": 16, "ranks": 1, "validate_samples": 96},
+        "train": {"steps": 90, "batch": 16, "ranks": 1, "validate_samples": 384},
         "search": {
             "space": {
                 "train.learning_rate": {"low": 3e-4, "high": 0.3, "log": True},

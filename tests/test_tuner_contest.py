@@ -13,7 +13,7 @@ BEST: Settings = {
     "train.learning_rate": 0.02,
     "train.weight_decay": 0.01,
     "train.batch": 32,
-    "network.width": 64,
+    "network.width": 8,
     "network.dropout": 0.1,
 }
 

@@ -1,7 +1,7 @@
 """Tuners of other libraries, each spending compute on the same small trainings.
 
 Each takes what it may spend and a seed, begins with the pipeline's own values, and searches until
-all is spent. Each looks at a training at every ninth of its steps, as its library would have it.
+all is spent. Optuna's look at a training after every ninth of its steps.
 """
 
 import math
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 
-from benchmarks.trainings import UNITS, Settings, Spending
+from benchmarks.trainings import RUNGS, UNITS, Settings, Spending
 from millrace.frozen import Scalar
 from millrace.spec import Choices, Values
 from millrace.tune.space import suggest
@@ -65,7 +65,7 @@ def search_with_asha(spending: Spending, seed: int) -> None:
         trial = SimpleNamespace(trial_id=str(spending.num_begun))
         scheduler.on_trial_add(None, trial)
         training = spending.begin(next(draws))
-        for unit in range(1, UNITS + 1):
+        for unit in RUNGS:  # at others the scheduler lets every trial go on
             result = {"unit": unit, "loss": min(training.to(unit), DIVERGED)}
             if scheduler.on_trial_result(None, trial, result) == ASHAScheduler.STOP:
                 break
