@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from millrace.frozen import Scalar
 from millrace.search import Choices, Range, Values
 from millrace.tune.account import Account, earned_steps
 from millrace.tune.proposals import leaders, proposals
@@ -48,8 +49,8 @@ def test_what_the_last_third_gained_is_known_after_two_thirds() -> None:
 
 
 def test_what_is_proposed_lies_in_the_space_and_is_tried_once() -> None:
-    default = {"train.learning_rate": 0.01, "network.width": 16}
-    good = {"train.learning_rate": 0.02, "network.width": 32}
+    default: dict[str, Scalar] = {"train.learning_rate": 0.01, "network.width": 16}
+    good: dict[str, Scalar] = {"train.learning_rate": 0.02, "network.width": 32}
     others = [
         default,
         good,
@@ -85,7 +86,7 @@ def test_steps_are_earned_by_what_they_cost(own: float, default: float, steps: i
 
 def test_an_account_counts_what_is_in_hand_against_its_budget() -> None:
     account = Account(FormulaPool(step_seconds=lambda _: 0.1), budget_seconds=10.0)
-    values = {"train.learning_rate": 0.01}
+    values: dict[str, Scalar] = {"train.learning_rate": 0.01}
     first, second = RungJob(0, values, 30), RungJob(1, values, 30)
 
     account.submit(first, 0)
