@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,13 +25,16 @@ from benchmarks.peers.tune import DEFAULTS, NUM_RANDOM, RANDOM
 from benchmarks.result import Bar, Bars, Counts, Series, Table, write
 from benchmarks.trainings import FRESH_SEEDS, Trainings
 from benchmarks.tuner_contest import OURS, REPEATED, Entry, hold
+from millrace.job import Job
 from millrace.launch import environment_of_child
 from tests.pipelines_for_tests import ROOT, Tree, build_classification
-from tests.tune_kill_loop import Tally, kill_studies
+from tests.tune_kill_loop import KillLoop, Tally, run_unbroken
 
 OF_RANDOM, OF_DEFAULTS, TUNER_SHARE, DISPATCH = 0.42, 1.5, 0.01, 50
 NETWORK = Path(__file__).parent / "peers" / "window.py"
 DISPATCH_RUNS, LEAST_KILLS = 3, 20
+KILLED: dict[str, Any] = {"trials": 24, "steps": 270, "together": 4, "workers": 2}
+"""Of the study that is killed: long enough for many kills."""
 RATE = {"low": 1e-4, "high": 1e-1, "log": True}
 DECAY = {"low": 1e-4, "high": 1.0, "log": True}
 CASES: dict[str, dict[str, Any]] = {
@@ -107,7 +110,7 @@ def main() -> None:
     asked = parser.parse_args()
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # as our workers run
         os.execve(sys.executable, sys.orig_argv, environment_of_child())  # noqa: S606  ourselves
-    seeds, kills = (2, 4) if asked.quick else (asked.seeds, asked.kills)
+    seeds, kills = range(2 if asked.quick else asked.seeds), 4 if asked.quick else asked.kills
     with tempfile.TemporaryDirectory(prefix="millrace-benchmark-") as name:
         folder = Path(name)
         found = {case: _contest(case, folder, asked.memo or folder, seeds) for case in CASES}
@@ -126,7 +129,7 @@ def main() -> None:
     )
 
 
-def _contest(case: str, folder: Path, memo: Path, seeds: int) -> dict[str, Entry]:
+def _contest(case: str, folder: Path, memo: Path, seeds: Sequence[int]) -> dict[str, Entry]:
     where = folder / case
     where.mkdir()
     shutil.copy(NETWORK, where)
@@ -146,8 +149,13 @@ def _overhead(folder: Path, runs: int) -> Overhead:
 def _kill(folder: Path, num_kills: int) -> Tally:
     mark = f"MILLRACE_TEST_TREE={uuid.uuid4().hex}"
     os.environ |= dict([mark.split("=")]) | {"PYTHONPATH": str(ROOT)}
-    line = build_classification(_made(folder / "killed"))
-    return kill_studies(line, Tree(folder, mark), num_kills)
+    line, tree = build_classification(_made(folder / "killed")), Tree(folder, mark)
+    section = line.spec.search.model_dump() | KILLED
+
+    def job(key: str) -> Job:
+        return line.job(key, search=section)
+
+    return KillLoop(job, tree, run_unbroken(job("unbroken"), tree)).run(num_kills)
 
 
 def _made(folder: Path) -> Path:

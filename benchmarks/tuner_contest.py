@@ -40,10 +40,10 @@ class Entry:
         return sum(any(loss <= target for _, loss in curve) for curve in self.curves)
 
 
-def hold(trainings: Trainings, seeds: int) -> dict[str, Entry]:
+def hold(trainings: Trainings, seeds: Sequence[int]) -> dict[str, Entry]:
     """Let each tuner search with each seed; random search goes first, it sets the budget."""
     entries = {name: Entry() for name in (OURS, REPEATED, *TUNERS)}
-    for seed in range(seeds):
+    for seed in seeds:
         budget = 0.0
         for name in sorted(CONTESTANTS, key=lambda name: name != RANDOM):
             spending = Spending(trainings, seed, budget or float("inf"))

@@ -23,7 +23,7 @@ from millrace import manifest as manifests
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage
-from tests.pipelines_for_tests import Line, Tree, events
+from tests.pipelines_for_tests import Tree, events
 
 WORKER, COORDINATOR, FOLLOWER, PAUSE = (
     "millrace worker",
@@ -32,16 +32,12 @@ WORKER, COORDINATOR, FOLLOWER, PAUSE = (
     "SIGSTOP",
 )
 VICTIMS = (WORKER, PAUSE, COORDINATOR, WORKER, PAUSE, FOLLOWER)
-LATEST_SECONDS = 1.0
-"""After a rung was reached."""
 STARTING_SHARE = 0.2
 """Of the kills: before the next rung, while processes start or train."""
 RETURNING_SHARE = 0.5
 """Of the workers that were stopped: those that are let go on at the next kill."""
 PATIENCE_SECONDS = 180.0
 """Without a rung or an end: the study hangs."""
-SEARCH: dict[str, Any] = {"trials": 24, "steps": 270, "together": 4, "workers": 2}
-"""Of the study that is killed: long enough for many kills."""
 MOST_ERRORS = 3
 """That no kill of the coordinator explains: with more the study would never end."""
 
@@ -75,25 +71,11 @@ class Tally:
         return sum(self.killed.values())
 
 
-def kill_studies(line: Line, tree: Tree, num_kills: int, *, seed: int = 0, **search: Any) -> Tally:
-    """Run a pipeline's study unbroken, then kill it so often, and compare.
-
-    Args:
-        line: The pipeline, its shards packed.
-        tree: All processes that are started from now on.
-        num_kills: How often.
-        seed: Of who is killed, and when.
-        search: Fields of the study that differ from SEARCH.
-    """
-    section = line.spec.search.model_dump() | SEARCH | search
-
-    def job(key: str) -> Job:
-        return line.job(key, search=section)
-
-    whole = _Attempt(tree, job("unbroken"))
-    whole.join()
-    unbroken = manifests.read(line.storage, whole.made)
-    return KillLoop(job, tree, unbroken, seed).run(num_kills)
+def run_unbroken(job: Job, tree: Tree) -> Manifest:
+    """What a study makes when nobody kills it."""
+    attempt = _Attempt(tree, job)
+    attempt.join()
+    return manifests.read(FsspecStorage(job.store), attempt.made)
 
 
 def trials_of(job: Job) -> list[tuple[int, str]]:
@@ -111,6 +93,7 @@ class KillLoop:
         tree: All processes that are started here.
         unbroken: What the study makes when nobody kills it.
         seed: Of who is killed, and when.
+        latest_seconds: After a rung was reached, when somebody is killed.
     """
 
     def __init__(
@@ -118,11 +101,13 @@ class KillLoop:
         job: Callable[[str], Job],
         tree: Tree,
         unbroken: Manifest,
-        seed: int,
+        seed: int = 0,
+        latest_seconds: float = 1.0,
     ) -> None:
         self.tally = Tally()
         self._job, self._tree, self._unbroken = job, tree, unbroken
         self._draw = random.Random(seed)  # noqa: S311  a fixed seed, not a secret
+        self._latest_seconds = latest_seconds
         self._stopped: list[int] = []
 
     def run(self, num_kills: int) -> Tally:
@@ -164,7 +149,9 @@ class KillLoop:
     def _is_reached(self, attempt: "_Attempt") -> bool:
         """Wait for the moment of the next kill; whether the attempt still runs then."""
         is_early = self._draw.random() < STARTING_SHARE
-        delay = self._draw.uniform(0, 6) if is_early else self._draw.uniform(0, LATEST_SECONDS)
+        delay = (
+            self._draw.uniform(0, 6) if is_early else self._draw.uniform(0, self._latest_seconds)
+        )
         if not is_early and not attempt.has_reached_rung(PATIENCE_SECONDS):
             self._end_hanging(attempt)
             return False
