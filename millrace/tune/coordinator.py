@@ -35,8 +35,8 @@ from millrace.tune.repetitions import (
 from millrace.tune.rung import Pool, Rung, RungJob, Settings, Training, settings
 from millrace.tune.space import suggest
 
-STARTUP_TRIALS = 8
-"""Drawn at random before the sampler learns from them."""
+STARTUP_TRIALS = 12
+"""Drawn at random before the sampler learns from them; docs/log.md has what fewer and more cost."""
 REPEATS = 20
 """Trials in a row that had been tried before, after which a space is exhausted."""
 
