@@ -1,6 +1,6 @@
 """Tuners at equal training compute: ours, random search, Optuna's, Ray Tune's; and ours killed.
 
-    python -m benchmarks.tune [--seeds 16] [--kills 50] [--memo FOLDER] [--quick]
+    python -m benchmarks.tune [--part contest|overhead|kills] [--seeds 16] [--kills 50] [--quick]
 
 Each searches the same spaces of two real problems, with the compute of random search's full
 trainings. What it would choose is judged by held-out loss after trainings with fresh seeds. Then:
@@ -86,21 +86,20 @@ never reached it count as 1. Ray Tune's scheduler is asked directly, one trial a
 takes to start and follow trials is not counted."""
 
 
-@dataclass(frozen=True)
-class Overhead:
-    """What the tuning plane itself takes, in CPU seconds."""
-
-    fresh_seconds: list[float]
-    warm_seconds: list[float]
-    tuner_seconds: float
-    training_seconds: float
+OVERHEAD_NOTES = """CPU seconds of all processes together. A job is one step of `digits` as it
+ships, validated: in a warm worker, and with a worker started for it alone. The study is that of
+`stdlib_lm` as it ships: the tuner with its database and export, its workers with their start."""
+KILL_NOTES = """Of the tree of follower, coordinator and two workers one process is killed -9 at a
+time, or a worker is stopped (SIGSTOP) and perhaps let go on later; a study that comes to its end is
+compared with the unbroken one, and the next begins: a small classification, {search}."""
 
 
 def main() -> None:
-    """Run, write the result file, print one JSON line."""
+    """Run, write the result files, print one JSON line for each part."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--part", choices=sorted(PARTS), help="all of them by default")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument(
@@ -110,40 +109,89 @@ def main() -> None:
     asked = parser.parse_args()
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # as our workers run
         os.execve(sys.executable, sys.orig_argv, environment_of_child())  # noqa: S606  ourselves
-    seeds, kills = range(2 if asked.quick else asked.seeds), 4 if asked.quick else asked.kills
-    with tempfile.TemporaryDirectory(prefix="millrace-benchmark-") as name:
-        folder = Path(name)
-        found = {case: _contest(case, folder, asked.memo or folder, seeds) for case in CASES}
-        overhead = _overhead(folder, 1 if asked.quick else DISPATCH_RUNS)
-        tally = _kill(folder, kills)
-    write(
-        "tune",
-        [
-            Bars([*_bars(found), *_overhead_bars(overhead), *_kill_bars(tally)]),
-            *_tables(found),
-            Counts("killed", {"ours": dict(tally.killed)}),
-        ],
-        notes=_notes(found, overhead, tally),
-        packages="torch optuna ray",
-        is_kept=not asked.quick,
+    if asked.quick:
+        asked.seeds, asked.kills = 2, 4
+    for part in [asked.part] if asked.part else PARTS:
+        with tempfile.TemporaryDirectory(prefix="millrace-benchmark-") as name:
+            result = PARTS[part](asked, Path(name))
+        write(
+            "tune",
+            result.tables,
+            notes=result.notes,
+            packages="torch optuna ray" if part == "contest" else "torch optuna",
+            is_kept=not asked.quick,
+            part=part,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a part has found."""
+
+    tables: Sequence[Table | Counts | Bars]
+    notes: str
+
+
+def measure_contest(asked: argparse.Namespace, folder: Path) -> Result:
+    """Tuners at equal compute."""
+    found = {case: _contest(case, folder, asked.memo or folder, asked.seeds) for case in CASES}
+    return Result([Bars(list(_bars(found))), *_tables(found)], _notes(found))
+
+
+def measure_overhead(asked: argparse.Namespace, folder: Path) -> Result:
+    """What the tuning plane itself takes."""
+    dispatched, studied = (_made(folder / name) for name in ("dispatched", "studied"))
+    runs = 1 if asked.quick else DISPATCH_RUNS
+    fresh, warm = dispatch_seconds(shipped("digits", dispatched), runs)
+    tuner, training = tuner_share(shipped("stdlib_lm", studied))
+    bars = [
+        Bar("tuner's CPU to its workers'", tuner / training, TUNER_SHARE, is_ceiling=True),
+        Bar(
+            "a fresh process's CPU for a job to a warm worker's",
+            median(fresh) / median(warm),
+            DISPATCH,
+        ),
+    ]
+    tables = [
+        Table("CPU seconds of a job", [Series("warm", warm), Series("fresh process", fresh)]),
+        Table("CPU seconds of a study", [Series("tuner", [tuner]), Series("workers", [training])]),
+    ]
+    return Result([Bars(bars), *tables], OVERHEAD_NOTES)
+
+
+def measure_kills(asked: argparse.Namespace, folder: Path) -> Result:
+    """Studies of which processes are killed and paused."""
+    tally = _kill(folder, asked.kills)
+    bars = [Bar("processes killed or paused", tally.num_kills, LEAST_KILLS)]
+    for what, number in (
+        ("studies that ended with another result", tally.num_different),
+        ("trials left RUNNING", tally.num_running),
+        ("studies with trials too many, too few or twice", tally.num_miscounted),
+        ("stray processes", tally.num_strays),
+        ("studies that hung", tally.num_hangs),
+        ("errors that no kill explains", len(tally.errors)),
+    ):
+        bars.append(Bar(what, number, 0, is_ceiling=True))
+    told = (
+        f"{tally.num_attempts} attempts made {tally.num_studies} whole studies; "
+        f"{tally.num_returned} paused workers were let go on later."
     )
+    notes = "\n".join([KILL_NOTES.format(search=json.dumps(KILLED)), "", told, *tally.errors])
+    return Result([Bars(bars), Counts("killed", {"ours": dict(tally.killed)})], notes)
 
 
-def _contest(case: str, folder: Path, memo: Path, seeds: Sequence[int]) -> dict[str, Entry]:
+PARTS = {"contest": measure_contest, "overhead": measure_overhead, "kills": measure_kills}
+
+
+def _contest(case: str, folder: Path, memo: Path, seeds: int) -> dict[str, Entry]:
     where = folder / case
     where.mkdir()
     shutil.copy(NETWORK, where)
     memo.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(CASES[case], where, memo / f"{case}.jsonl")
-    entries = hold(trainings, seeds)
+    entries = hold(trainings, range(seeds))
     trainings.close()
     return entries
-
-
-def _overhead(folder: Path, runs: int) -> Overhead:
-    dispatched, studied = (_made(folder / name) for name in ("dispatched", "studied"))
-    fresh, warm = dispatch_seconds(shipped("digits", dispatched), runs)
-    return Overhead(fresh, warm, *tuner_share(shipped("stdlib_lm", studied)))
 
 
 def _kill(folder: Path, num_kills: int) -> Tally:
@@ -182,26 +230,6 @@ def _bars(found: Mapping[str, Mapping[str, Entry]]) -> Iterator[Bar]:
             yield Bar(what, theirs / own, OF_DEFAULTS)
 
 
-def _overhead_bars(overhead: Overhead) -> Iterator[Bar]:
-    share = overhead.tuner_seconds / overhead.training_seconds
-    yield Bar("stdlib_lm's study: CPU of the tuner to that of training", share, TUNER_SHARE, True)
-    ratio = median(overhead.fresh_seconds) / median(overhead.warm_seconds)
-    yield Bar("digits, a job of one step: CPU in a fresh process to a warm worker", ratio, DISPATCH)
-
-
-def _kill_bars(tally: Tally) -> Iterator[Bar]:
-    yield Bar("killed: processes killed or paused", tally.num_kills, LEAST_KILLS)
-    for what, number in (
-        ("studies that ended with another result", tally.num_different),
-        ("trials left RUNNING", tally.num_running),
-        ("studies with trials too many, too few or twice", tally.num_miscounted),
-        ("stray processes", tally.num_strays),
-        ("studies that hung", tally.num_hangs),
-        ("errors that no kill explains", len(tally.errors)),
-    ):
-        yield Bar(f"killed: {what}", number, 0, is_ceiling=True)
-
-
 def _tables(found: Mapping[str, Mapping[str, Entry]]) -> Iterator[Table]:
     for case, entries in found.items():
         held = {name: entry for name, entry in entries.items() if entry.curves}
@@ -212,7 +240,7 @@ def _tables(found: Mapping[str, Mapping[str, Entry]]) -> Iterator[Table]:
         yield Table(f"{case}: trials", [Series(one, held[one].num_trials) for one in held])
 
 
-def _notes(found: Mapping[str, Mapping[str, Entry]], overhead: Overhead, tally: Tally) -> str:
+def _notes(found: Mapping[str, Mapping[str, Entry]]) -> str:
     lines = [NOTES.format(num_random=NUM_RANDOM, fresh=len(FRESH_SEEDS), repeated=REPEATED), ""]
     for case, spec in CASES.items():
         lines.append(f"- {case}: {json.dumps(spec)}")
@@ -226,16 +254,7 @@ def _notes(found: Mapping[str, Mapping[str, Entry]], overhead: Overhead, tally: 
             for name, entry in found[case].items()
             if entry.refused
         ]
-    lines += [
-        f"- The study of `stdlib_lm` as it ships: tuner {overhead.tuner_seconds:.2f} CPU seconds, "
-        f"its workers, their start included, {overhead.training_seconds:.1f}.",
-        f"- A job of one step of `digits`, validated: {median(overhead.fresh_seconds):.2f} CPU "
-        f"seconds in a process started for it, {median(overhead.warm_seconds):.4f} in a warm one.",
-        f"- Killed: {tally.num_attempts} attempts, {tally.num_studies} whole studies, "
-        f"{tally.num_returned} paused workers that were let go on later.",
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
