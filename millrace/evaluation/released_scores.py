@@ -54,10 +54,9 @@ def score_release(
     if release.inputs["checkpoint"] == inputs["checkpoint"].digest:
         return {"standing": "same", **told}, None
     objective = build_objective(job.spec.task)
-    is_tested = release.inputs["shards"] == shards.digest
-    if is_tested and release.facts["metric"] == objective.metric:
-        kept = np.load(io.BytesIO(release.file(RECORDS).read(storage)), allow_pickle=False)
-        return {"standing": "compared", **told}, kept[:, SUMS.index("metric")]
+    kept = _kept_sums(storage, release) if release.inputs["shards"] == shards.digest else None
+    if kept is not None and release.facts["metric"] == objective.metric:
+        return {"standing": "compared", **told}, kept
     try:
         network = _rebuild(job, storage, release, shards)
         found = by_record(score(network, objective, test))["metric"]
@@ -68,6 +67,15 @@ def score_release(
         return {"standing": "not comparable", **told, "reason": str(error)}, None
     log(f"scored the release {release.digest[:12]} on the same samples")
     return {"standing": "compared", **told}, found
+
+
+def _kept_sums(storage: Storage, release: Manifest) -> Floats | None:
+    """What its metric added up to on each record when it was released, if that was kept."""
+    for file in release.files:
+        if file.path.endswith(f"/{RECORDS}"):
+            columns: Floats = np.load(io.BytesIO(file.read(storage)), allow_pickle=False)
+            return columns[:, SUMS.index("metric")]
+    return None
 
 
 class IncomparableError(Exception):
