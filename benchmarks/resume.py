@@ -200,6 +200,9 @@ def _kill_peer(name: str, folder: Path, num_kills: int, asked: argparse.Namespac
             found.lost_steps.append(killed_at - told["resumed_at"])
         killed_at = die_at
         found.num_kills += "digest" not in told
+    if "digest" not in told:
+        found.refused = f"resumed at step {told['resumed_at']}, it did not come to its end"
+        return found
     found.is_equal = told["digest"] == unbroken["digest"]
     found.stall = unbroken["stall_seconds"] / unbroken["seconds"]
     found.version = str(told["version"])

@@ -146,6 +146,6 @@ def located_sentences(error: ValidationError) -> list[tuple[tuple[str | int, ...
 _TAGS = frozenset(
     {"ngram_copy", "gpt", "conv", "vit", "mlp", "encoder", "motif_conv", "qaoa", "hf", "custom"}
     | {"language_model", "classification", "text_classification", "maxcut"}
-    | {"no tokenizer", "bpe tokenizer"}
+    | {"no tokenizer", "bpe tokenizer", "tokenizer of a file"}
     | {"range", "choices", "one url", "named urls", "[key]"}
 )

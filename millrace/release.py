@@ -51,6 +51,7 @@ def release(job: Job) -> Manifest:
     described = {
         "pipeline": job.pipeline,
         "network": job.spec.network.model_dump(),
+        "code": checkpoint.facts["code"],
         "task": job.spec.task.model_dump(),
         "source": job.spec.source.model_dump(),
         "train": job.spec.train.model_dump(),

@@ -23,6 +23,8 @@ class _Described(Frozen):
     """The part of a release's spec.json that answering needs."""
 
     network: Network
+    code: str
+    """Digest of the user's own network file, or of the model's folder."""
     task: Task
     source: SourceSpec
 
@@ -41,12 +43,9 @@ class Released:
         made = manifests.current(storage, pipeline, NOUN)
         spec = json.loads(made.file(SPEC).read(storage))
         described = _Described.model_validate(
-            {key: spec[key] for key in ("network", "task", "source")}
+            {key: spec[key] for key in ("network", "code", "task", "source")}
         )
-        if isinstance(described.network, CustomNetwork):
-            _refuse_other_code(
-                described.network, code, made.file(Path(described.network.file_name).name).sha256
-            )
+        _refuse_other_code(described.network, code, described.code)
         self.digest = made.digest
         self.task, self.source = described.task, described.source
         self.classes: list[str] = spec["classes"]
@@ -57,11 +56,19 @@ class Released:
         self.tokenizer = made.file(TOKENIZER).read(storage) if has_tokenizer(self.task) else b""
 
 
-def _refuse_other_code(network: CustomNetwork, code: Path, sha256: str) -> None:
+def _refuse_other_code(network: Network, code: Path, released: str) -> None:
     """The user's code is never run from the store: only her own file, if it is the released one."""
-    if source_digest(network, str(code)) != sha256:
+    if source_digest(network, str(code)) == released:
+        return
+    asked = f"load the network {network.name} of the release"
+    if isinstance(network, CustomNetwork):
         raise SpecError(
-            f"load the network {network.name} of the release",
+            asked,
             f"{code / network.file_name} is not the version it was released with",
             "Check that version out (a copy lies in the release's folder) or name it with --code",
         )
+    raise SpecError(
+        asked,
+        f"the model's files in {code} are not those that it was released with",
+        "Put those back, or name the folder that holds the model's with --code",
+    )

@@ -1,5 +1,6 @@
 """Frozen descriptions of the tasks a pipeline may be for: what is taken from a record."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -34,16 +35,32 @@ class BpeTokenizer(Frozen):
     """Ids: the 256 bytes, and the pairs of ids that occurred most often when they were merged."""
 
 
-# What pydantic puts into the place of an error; neither can be a key of the YAML.
-_BYTES, _BPE = "no tokenizer", "bpe tokenizer"
+class FileTokenizer(Frozen):
+    """A byte-level tokenizer that is there already, as that of a model to go on with."""
+
+    kind: Literal["file"]
+    """Says which tokenizer it is."""
+    path: Annotated[str, Field(min_length=1)]
+    """Its `tokenizer.json`, beside the pipeline's defs.yaml or absolute."""
+    vocabulary: Annotated[int, Field(ge=257, le=2**20), NUMBER]
+    """Ids that the network has: at least as many as the file."""
+
+
+# What pydantic puts into the place of an error; none can be a key of the YAML.
+_BYTES, _BPE, _FILE = "no tokenizer", "bpe tokenizer", "tokenizer of a file"
 
 
 def _tokenizer_tag(value: Any) -> str:
-    return _BYTES if isinstance(value, str) else _BPE
+    if isinstance(value, str):
+        return _BYTES
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return _FILE if kind == "file" else _BPE
 
 
 Tokenizer = Annotated[
-    Annotated[Literal["bytes"], Tag(_BYTES)] | Annotated[BpeTokenizer, Tag(_BPE)],
+    Annotated[Literal["bytes"], Tag(_BYTES)]
+    | Annotated[BpeTokenizer, Tag(_BPE)]
+    | Annotated[FileTokenizer, Tag(_FILE)],
     Discriminator(_tokenizer_tag),
 ]
 
@@ -58,8 +75,9 @@ class LanguageModelTask(Frozen):
     block_bytes: PositiveInt = 1024
     """Bytes per sample: a text is cut into blocks of this length."""
     tokenizer: Annotated[Tokenizer, Field(exclude_if=lambda value: value == "bytes")] = "bytes"
-    """`bytes`: every byte is a token. `{kind: bpe, vocabulary: 4096}`: texts become token ids, cut
-    into blocks of `block_tokens`; the metric stays bits per byte."""
+    """`bytes`: every byte is a token. `{kind: bpe, vocabulary: 4096}`, or `{kind: file, path:
+    tokenizer.json, vocabulary: 50257}`: texts become token ids, cut into blocks of `block_tokens`;
+    the metric stays bits per byte."""
     tokens: str = ""
     """The record's field that holds a list of token ids, to be taken in place of a text; it needs
     `gpt` or a network of your own, and compressors are no baselines to it."""
@@ -93,9 +111,7 @@ class LanguageModelTask(Frozen):
     @property
     def num_ids(self) -> int:
         """How many ids, or values of a byte, there are."""
-        if isinstance(self.tokenizer, BpeTokenizer):
-            return self.tokenizer.vocabulary
-        return self.vocabulary
+        return self.vocabulary if self.tokenizer == "bytes" else self.tokenizer.vocabulary
 
     @property
     def block(self) -> int:
@@ -140,7 +156,7 @@ class ClassificationTask(Frozen):
 
 
 def has_tokenizer(task: Frozen) -> bool:
-    """Whether texts are encoded by a tokenizer, which a step of its own learns."""
+    """Whether texts are encoded by a tokenizer, which a step of its own learns or takes up."""
     return isinstance(task, LanguageModelTask) and task.tokenizer != "bytes"
 
 

@@ -15,6 +15,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "source": spec.SourceSpec,
     "task, kind: language_model": spec.LanguageModelTask,
     "task, kind: language_model, tokenizer": spec.BpeTokenizer,
+    "task, kind: language_model, tokenizer, kind: file": spec.FileTokenizer,
     "task, kind: classification": spec.ClassificationTask,
     "task, kind: text_classification": spec.TextClassificationTask,
     "task, kind: maxcut": spec.MaxcutTask,

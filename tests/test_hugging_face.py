@@ -146,6 +146,10 @@ def test_a_local_model_is_trained_and_released_as_a_text_classifier(tmp_path: Pa
     answer = classify(released, {"text": "the flour of the wheel"})
     assert set(answer) == {"mill", "port", "wood"}
     assert sum(answer.values()) == pytest.approx(1)
+    config = tmp_path / "source" / "tiny" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(SpecError, match="are not those that it was released with"):
+        Released(str(tmp_path / "store"), line.job().pipeline, tmp_path / "source")
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:

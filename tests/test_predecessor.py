@@ -251,7 +251,9 @@ def test_on_other_shards_a_network_file_that_was_edited_is_not_run(
     facts = evaluated(line).facts
 
     assert facts["release"]["standing"] == "not comparable"
-    assert facts["release"]["reason"] == "its network's file networks.py was changed since"
+    assert (
+        facts["release"]["reason"] == "its network's file networks.py was changed or removed since"
+    )
 
 
 def test_where_the_release_before_was_deleted_a_released_checkpoint_stands_beside_itself(

@@ -16,7 +16,14 @@ from millrace.data.ingest import ingest
 from millrace.data.pack import pack
 from millrace.data.samples import Samples
 from millrace.data.splits import SPLITS
-from millrace.data.tokenizer import FILE, NOUN, Tokenizer, bytes_of_ids, tokenizer_of_shards
+from millrace.data.tokenizer import (
+    FILE,
+    NOUN,
+    Tokenizer,
+    bytes_of_ids,
+    given_digest,
+    tokenizer_of_shards,
+)
 from millrace.data.values import Value
 from millrace.data.vocabulary import learn_tokenizer
 from millrace.errors import SpecError
@@ -142,6 +149,71 @@ def test_the_same_texts_give_the_same_file_whatever_other_splits_hold(tmp_path: 
 
     assert 200 < len(kept) < 300
     assert first.file(FILE).sha256 == again.file(FILE).sha256 == fewer.file(FILE).sha256
+
+
+def _given(folder: Path, *, vocabulary: int = 301, **changed: object) -> Line:
+    """A line that takes up a tokenizer with a mark of its own beside the 300 learned ids."""
+    line = _line(folder)
+    learned = json.loads(learn_tokenizer(line.job("learned")).file(FILE).read(line.storage))
+    mark = {"id": 300, "content": "<|end|>", "special": True} | dict.fromkeys(
+        ("single_word", "lstrip", "rstrip", "normalized"), False
+    )
+    given = learned | {"added_tokens": [mark]} | changed
+    (folder / "source" / "given.json").write_text(json.dumps(given))
+    task = line.spec.task.model_dump() | {
+        "tokenizer": {"kind": "file", "path": "given.json", "vocabulary": vocabulary}
+    }
+    return Line(folder, line.spec.with_parts({"task": task}))
+
+
+def test_a_tokenizer_that_is_there_already_is_taken_as_it_is(tmp_path: Path) -> None:
+    line = _given(tmp_path)
+    made = learn_tokenizer(line.job("tokenizer"))
+    shards = _packed(line, line.publish(made))
+
+    data = made.file(FILE).read(line.storage)
+    (ids,) = Tokenizer(data).encode([b"mill<|end|> race"])
+
+    assert data == (tmp_path / "source" / "given.json").read_bytes()
+    assert 300 in ids
+    assert b"".join(bytes_of_ids(data)[i] for i in ids) == b"mill<|end|> race"
+    assert shards.facts["vocabulary"] == 301
+
+
+def test_another_file_is_another_tokenizer(tmp_path: Path) -> None:
+    line = _given(tmp_path)
+    folder = str(tmp_path / "source")
+    first = given_digest(line.spec.task, folder)
+    (tmp_path / "source" / "given.json").write_text("{}")
+
+    assert len(first) == 64
+    assert given_digest(line.spec.task, folder) != first
+    assert not given_digest(_spec().task, folder)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "changed", "found"),
+    [
+        (301, {"normalizer": {"type": "NFD"}}, "it loses bytes of the text"),
+        (300, {}, r"it has 301 ids, `task\.tokenizer\.vocabulary` is 300"),
+        (301, {"pre_tokenizer": {"type": "Nothing"}}, "take the tokenizer given.json"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, vocabulary: int, changed: dict[str, object], found: str
+) -> None:
+    line = _given(tmp_path, vocabulary=vocabulary, **changed)
+
+    with pytest.raises(SpecError, match=found):
+        learn_tokenizer(line.job("tokenizer"))
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    line = _given(tmp_path)
+    (tmp_path / "source" / "given.json").unlink()
+
+    with pytest.raises(SpecError, match=r"take the tokenizer given\.json: .*No such file"):
+        learn_tokenizer(line.job("tokenizer"))
 
 
 def test_quality_is_told_in_bits_per_byte_beside_compressors(line: Line) -> None:

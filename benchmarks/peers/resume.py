@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def run_dcp(folder: Path, die_at: int) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict_loader import load
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/join-{os.getpid()}")
+    joined = f"file://{folder}/join-{os.getpid()}"
+    dist.init_process_group("gloo", init_method=joined, rank=0, world_size=1)
     torch.manual_seed(SEED)
     network, (inputs, labels) = build_network(), build_data()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True)
@@ -132,6 +133,7 @@ def told(
 
 def run_huggingface(folder: Path, die_at: int) -> dict[str, Any]:
     """Trainer with save_steps."""
+    import_module("benchmarks.peers.cpu_torchvision")  # before the library imports torchvision
     import transformers
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.trainer_utils import get_last_checkpoint
@@ -188,6 +190,7 @@ def run_huggingface(folder: Path, die_at: int) -> dict[str, Any]:
 
 def run_lightning(folder: Path, die_at: int) -> dict[str, Any]:
     """Its Trainer with ModelCheckpoint every n steps."""
+    import_module("benchmarks.peers.cpu_torchvision")  # before the library imports torchvision
     import lightning
     from lightning.pytorch.callbacks import ModelCheckpoint
 

@@ -1,11 +1,13 @@
-"""A learned tokenizer: texts to token ids, and ids back to bytes.
+"""A tokenizer, learned or given: texts to token ids, and ids back to bytes.
 
 The file is `tokenizer.json` of the `tokenizers` library, byte-level: every id stands for some
 bytes, so any text is encoded without loss, and ids are decoded without the library.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from millrace.errors import SpecError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage, Storage
+from millrace.tasks import FileTokenizer, LanguageModelTask, Task
 
 NOUN = "tokenizer"
 FILE = "tokenizer.json"
@@ -58,12 +61,45 @@ def load_library() -> Any:
 
 
 def bytes_of_ids(data: bytes) -> list[bytes]:
-    """The bytes that each id of the tokenizer in a file stands for, by id."""
-    vocabulary: dict[str, int] = json.loads(data)["model"]["vocab"]
-    found = [b""] * (1 + max(vocabulary.values()))
+    """The bytes that each id of the tokenizer in a file stands for, by id.
+
+    Raises:
+        KeyError: It is no byte-level one.
+    """
+    told = json.loads(data)
+    vocabulary: dict[str, int] = told["model"]["vocab"]
+    added = {each["id"]: each["content"].encode() for each in told.get("added_tokens", ())}
+    found = [b""] * (1 + max((*vocabulary.values(), *added)))
     for text, number in vocabulary.items():
-        found[number] = bytes(_BYTES[character] for character in text)
+        if number not in added:
+            found[number] = bytes(_BYTES[character] for character in text)
+    for number, content in added.items():  # they stand for their own text, marks of models too
+        found[number] = content
     return found
+
+
+def given_file(tokenizer: FileTokenizer, folder: str) -> bytes:
+    """The file that a task names, from the pipeline's folder.
+
+    Raises:
+        SpecError: It cannot be read.
+    """
+    path = Path(folder, tokenizer.path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SpecError(
+            f"take the tokenizer {tokenizer.path}",
+            str(error),
+            "Correct `task.tokenizer.path`, or put the file beside the pipeline's defs.yaml",
+        ) from error
+
+
+def given_digest(task: Task, folder: str) -> str:
+    """SHA-256 (hex) of the file that a task names; empty where it names none."""
+    if not isinstance(task, LanguageModelTask) or not isinstance(task.tokenizer, FileTokenizer):
+        return ""
+    return hashlib.sha256(given_file(task.tokenizer, folder)).hexdigest()
 
 
 def _printable_bytes() -> dict[str, int]:

@@ -1,7 +1,8 @@
-"""Learn a tokenizer's vocabulary from the texts of the training split.
+"""The tokenizer of a pipeline: learned from the texts of the training split, or a file given.
 
     records.npy --> records that are kept and train on --> their texts, of some MiB
                 --> neighbours that occur most often are merged, again and again --> tokenizer.json
+    a given tokenizer.json --> proven to lose nothing of the same texts          --> tokenizer.json
 
 No text of another split is looked at, so that none leaks into what the held-out texts are cut by.
 """
@@ -14,13 +15,20 @@ from millrace.data.ingest import NOUN as SOURCE_FILES
 from millrace.data.ingest import Ids, listed_file, load_ids
 from millrace.data.shard import Layout
 from millrace.data.splits import Kept, draw_splits, first_of_each
-from millrace.data.tokenizer import FILE, NOUN, Tokenizer, load_library
+from millrace.data.tokenizer import (
+    FILE,
+    NOUN,
+    Tokenizer,
+    bytes_of_ids,
+    given_file,
+    load_library,
+)
 from millrace.data.unit import Unit, kept_values
-from millrace.errors import SourceError
+from millrace.errors import SourceError, SpecError
 from millrace.job import Job
 from millrace.manifest import Manifest
 from millrace.storage import FsspecStorage, StoredFile
-from millrace.tasks import BpeTokenizer, LanguageModelTask
+from millrace.tasks import FileTokenizer, LanguageModelTask
 from millrace.telemetry import log
 
 LEARN_BYTES = 32 * 2**20
@@ -33,21 +41,26 @@ def learn_tokenizer(job: Job) -> Manifest:
     """Merge byte pairs of the training texts until there are as many ids as the task asks for.
 
     The same texts give the same file. Where they have fewer pairs to merge, there are fewer ids.
+    A file that the task names is taken as it is.
 
     Raises:
-        SpecError: The `tokenizers` library is not installed.
+        SpecError: The `tokenizers` library is not installed, or the file named loses bytes, has
+            more ids than the task says, or is none.
         SourceError: A file changed since it was listed, or no record is left to train on.
     """
     task = job.spec.task
     assert isinstance(task, LanguageModelTask), "only a language model has a tokenizer"
-    assert isinstance(task.tokenizer, BpeTokenizer), "the task has a tokenizer to learn"
+    assert task.tokenizer != "bytes", "the task has a tokenizer"
     load_library()
     storage = FsspecStorage(job.store)
     source = manifests.read(storage, job.inputs[SOURCE_FILES])
     texts = _training_texts(job, source, load_ids(storage, source))
-    learned = _merge(texts, task.tokenizer.vocabulary)
-    folder = manifests.folder(job.pipeline, NOUN, job.key)
     some = texts[: 1 + int(np.searchsorted(np.cumsum([*map(len, texts)]), MEASURE_BYTES))]
+    if isinstance(task.tokenizer, FileTokenizer):
+        learned = _given(task.tokenizer, job.folder, some)
+    else:
+        learned = _merge(texts, task.tokenizer.vocabulary)
+    folder = manifests.folder(job.pipeline, NOUN, job.key)
     num_ids = sum(map(len, Tokenizer(learned).encode([text.encode() for text in some])))
     num_bytes = sum(len(text.encode()) for text in some)
     facts = {
@@ -83,6 +96,25 @@ def _training_texts(job: Job, source: Manifest, ids: Ids) -> list[str]:
     unit = Unit(job.key, files, ids, kept, nothing_written)
     values = kept_values(job, unit, build_encoder(job.spec.task))
     return [value.inputs.decode() for _, value in values]
+
+
+def _given(tokenizer: FileTokenizer, folder: str, texts: list[str]) -> bytes:
+    """The file that the task names, once it has told these texts without loss."""
+    data = given_file(tokenizer, folder)
+    asked = f"take the tokenizer {tokenizer.path}"
+    fix = "Name a byte-level `tokenizer.json`, as those of GPT-2, Llama 3 and Qwen are"
+    try:
+        words = bytes_of_ids(data)
+        encoder = Tokenizer(data)
+    except Exception as error:  # the library raises no other for what is no tokenizer
+        raise SpecError(asked, f"{type(error).__name__}: {error}", fix) from error
+    if len(words) > tokenizer.vocabulary:
+        found = f"it has {len(words)} ids, `task.tokenizer.vocabulary` is {tokenizer.vocabulary}"
+        raise SpecError(asked, found, f"Say `vocabulary: {len(words)}` or more")
+    for text, ids in zip(texts, encoder.encode([text.encode() for text in texts]), strict=True):
+        if b"".join(words[i] for i in ids) != text.encode():
+            raise SpecError(asked, f"it loses bytes of the text {text[:60]!r}", fix)
+    return data
 
 
 def _merge(texts: list[str], vocabulary: int) -> bytes:
