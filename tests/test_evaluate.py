@@ -10,6 +10,8 @@ from torch import nn
 
 from millrace import manifest as manifests
 from millrace.baselines import compression
+from millrace.data.ingest import ingest
+from millrace.data.pack import pack
 from millrace.data.samples import Samples
 from millrace.errors import SpecError, TrainingError
 from millrace.evaluation.evaluate import evaluate
@@ -196,6 +198,30 @@ def test_records_are_judged_in_the_slices_that_the_gate_names(
         == (by_length["num_records"])
     )
     assert all(part["name"].endswith(" bytes") for part in by_length["slices"]["length"])
+
+
+def test_records_of_many_source_files_are_drawn_by_file(points: Line, tmp_path: Path) -> None:
+    line = points.copy(tmp_path / "line")
+    whole = line.root / "source" / "points.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    whole.unlink()
+    for number in range(40):
+        part = "".join(lines[15 * number : 15 * number + 15])
+        (line.root / "source" / f"{number:02}.jsonl").write_text(part)
+    line.publish(ingest(line.job()))
+    shards = line.publish(pack(line.job("shards-2")))
+    torch.manual_seed(0)
+    network = build_network(line.spec.network, DataFacts.from_manifest(shards.facts), "")
+    publish_weights(line, network)
+
+    facts = evaluate(line.job("evaluation")).facts
+
+    assert facts["drawn"] == "source files"
+    assert 20 <= facts["num_drawn"] == facts["num_files"] <= 40 < facts["num_records"]
+    assert all(sample["file"].endswith(".jsonl") for sample in facts["worst"])
+    for sample in facts["worst"]:
+        stored = (line.root / "source" / sample["file"]).read_text().splitlines()
+        assert json.loads(stored[sample["record"] - 1])["label"] == sample["label"]
 
 
 def test_a_network_that_answers_nan_is_refused(released_points: Line, tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_a_mixed_pipeline_is_released_and_other_weights_pack_nothing(mixed: Line
         told = [event.materialization for event in result.get_asset_materialization_events()]
         return {each.asset_key.path[-1]: dict(each.metadata) for each in told}
 
-    # The majority of its classes is beaten whatever the weights; the gate is not what is tried.
-    spec = mixed.spec.with_parts({"gate": {"beats": ["majority"]}})
+    # Whatever the weights, this is shown of so few records; the gate is not what is tried.
+    spec = mixed.spec.with_parts({"gate": {"beats": ["majority"], "tolerance": 0.3}})
     told = materialize(spec)
     other = spec.train.model_dump() | {"mix": {"near": 1, "far": 1}}
     again = materialize(spec.with_parts({"train": other}))

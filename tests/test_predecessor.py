@@ -168,6 +168,19 @@ def test_on_other_shards_the_released_network_is_rebuilt_and_scored(line: Line) 
     assert {name: told[name] for name in released} == pytest.approx(released)
 
 
+def test_a_release_without_kept_scores_is_scored_on_the_same_shards_too(line: Line) -> None:
+    released = current(line, "evaluation").facts["estimate"]
+    made = current(line, "release")
+    kept = tuple(file for file in made.files if not file.path.endswith("records.npy"))
+    line.publish(replace(made, key="other", files=kept))
+    publish_changed(line, 0.3)
+
+    told = evaluated(line).facts["release"]
+
+    assert told["standing"] == "compared"
+    assert {name: told[name] for name in released} == pytest.approx(released)
+
+
 def republish_release(line: Line, **changed: Any) -> None:
     """Make a release current whose spec.json differs."""
     made = current(line, "release")
@@ -238,7 +251,9 @@ def test_on_other_shards_a_network_file_that_was_edited_is_not_run(
     facts = evaluated(line).facts
 
     assert facts["release"]["standing"] == "not comparable"
-    assert facts["release"]["reason"] == "its network's file networks.py was changed since"
+    assert (
+        facts["release"]["reason"] == "its network's file networks.py was changed or removed since"
+    )
 
 
 def test_where_the_release_before_was_deleted_a_released_checkpoint_stands_beside_itself(

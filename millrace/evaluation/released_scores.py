@@ -54,10 +54,9 @@ def score_release(
     if release.inputs["checkpoint"] == inputs["checkpoint"].digest:
         return {"standing": "same", **told}, None
     objective = build_objective(job.spec.task)
-    is_tested = release.inputs["shards"] == shards.digest
-    if is_tested and release.facts["metric"] == objective.metric:
-        kept = np.load(io.BytesIO(release.file(RECORDS).read(storage)), allow_pickle=False)
-        return {"standing": "compared", **told}, kept[:, SUMS.index("metric")]
+    kept = _kept_sums(storage, release) if release.inputs["shards"] == shards.digest else None
+    if kept is not None and release.facts["metric"] == objective.metric:
+        return {"standing": "compared", **told}, kept
     try:
         network = _rebuild(job, storage, release, shards)
         found = by_record(score(network, objective, test))["metric"]
@@ -70,6 +69,15 @@ def score_release(
     return {"standing": "compared", **told}, found
 
 
+def _kept_sums(storage: Storage, release: Manifest) -> Floats | None:
+    """What its metric added up to on each record when it was released, if that was kept."""
+    for file in release.files:
+        if file.path.endswith(f"/{RECORDS}"):
+            columns: Floats = np.load(io.BytesIO(file.read(storage)), allow_pickle=False)
+            return columns[:, SUMS.index("metric")]
+    return None
+
+
 class IncomparableError(Exception):
     """A release cannot be scored on the current test split; the message says why."""
 
@@ -78,6 +86,7 @@ class _Described(Frozen):
     """The part of a release's spec.json that a comparison needs."""
 
     network: Network
+    code: str
     task: Task
     classes: list[str]
     facts: dict[str, Any]
@@ -102,7 +111,7 @@ def _rebuild(job: Job, storage: Storage, release: Manifest, shards: Manifest) ->
         encoded = release.file(TOKENIZER).read(storage)
         if encoded != tokenizer_of_shards(storage, shards):
             raise IncomparableError("texts are encoded by another tokenizer since")
-    _refuse_other_code(job, described.network, release)
+    _refuse_other_code(job, described)
     try:
         facts = DataFacts.from_dict(described.facts)
         network = build_network(described.network, facts, job.folder)
@@ -122,14 +131,13 @@ def _refuse_other_task(job: Job, described: _Described, shards: Manifest) -> Non
         raise IncomparableError(f"its classes differ: {', '.join(told)}")
 
 
-def _refuse_other_code(job: Job, network: Network, release: Manifest) -> None:
+def _refuse_other_code(job: Job, described: _Described) -> None:
     """The user's code is never run from the store: only her own file, if it is the released one."""
-    if not isinstance(network, CustomNetwork):
-        return
-    name = network.file_name.rpartition("/")[2]
+    network = described.network
     try:
         found = source_digest(network, job.folder)
-    except SpecError as error:
-        raise IncomparableError(f"its network's file {name} is gone") from error
-    if found != release.file(name).sha256:
-        raise IncomparableError(f"its network's file {name} was changed since")
+    except SpecError:
+        found = "gone"
+    if found != described.code:
+        what = f"file {network.file_name}" if isinstance(network, CustomNetwork) else "model"
+        raise IncomparableError(f"its network's {what} was changed or removed since")
