@@ -216,6 +216,16 @@ def test_recorded_trainings_narrow_the_interval_around_what_they_took(points: Li
     assert after.basis.endswith("12 recorded trainings")
 
 
+def test_trainings_recorded_on_another_machine_tell_its_speed(points: Line) -> None:
+    fast = run_of(WORK, default_constants("cpu"), factor=0.25)
+    there = [entry_of_run(fast, number, machine="gpu") for number in range(5)]
+
+    found = {option.machine: option for option in foreseen(points.spec, Past(there, [])).options}
+
+    assert found["gpu"].basis == "recorded runs there"
+    assert found["gpu"].seconds.value == pytest.approx(found["local"].seconds.value / 4, rel=0.1)
+
+
 def test_studies_are_predicted_by_earlier_ones_once_there_are_some(points: Line) -> None:
     run = run_of(WORK, default_constants("cpu"))
     search, batch = points.spec.search, points.spec.train.batch

@@ -117,6 +117,7 @@ def foresee(
         checkpoint_seconds=_checkpoint_seconds(runs, work),
         restart_seconds=LAUNCH_SECONDS + parts.start,
         watts=_measured_watts([*past.trainings, *past.studies], machine),
+        speeds=_measured_speeds(past.trainings, model, work, machine),
     )
     found = options(demand, prices)
     best = cheapest(found, deadline_hours)
@@ -234,6 +235,19 @@ def _measured_watts(entries: Sequence[Entry], machine: str) -> float:
     told = [entry for entry in entries if entry.machine == machine and entry.joules]
     seconds = math.fsum(entry.seconds for entry in told)
     return math.fsum(entry.joules for entry in told) / seconds if seconds else 0.0
+
+
+def _measured_speeds(
+    trainings: Sequence[Entry], model: TimeModel, here: Work, machine: str
+) -> dict[str, float]:
+    """Speed of other machines beside this one: what their trainings would take here, to there."""
+    ratios: dict[str, list[float]] = {}
+    for entry in trainings:
+        if entry.machine != machine and entry.run is not None and entry.run.seconds > 0:
+            told = {"threads": here.threads, "device": here.device}
+            seconds = model.seconds(entry.run.work.model_copy(update=told))
+            ratios.setdefault(entry.machine, []).append(seconds / entry.run.seconds)
+    return {name: float(np.median(found)) for name, found in ratios.items()}
 
 
 def _basis(evidence: Evidence, runs: Sequence[Run]) -> str:
