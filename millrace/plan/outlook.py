@@ -5,7 +5,7 @@ evidence + entries of earlier runs --> time model --> intervals --> compute opti
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -99,21 +99,14 @@ def foresee(
     prior = default_constants(work.device)
     runs = runs_of(past.trainings, machine, work.device)
     model = TimeModel.of([*evidence.probes, *runs], prior)
-    errors = errors_left_out(runs, prior, evidence.probes)
-    around = [model.seconds(variant) for variant in (work, evidence.work, *evidence.variants)]
-    value = model.seconds(work)
-    training = Interval(
-        value=value, low=spread(min(around), errors).low, high=spread(max(around), errors).high
-    )
-    study = _study(spec, evidence, past, model, machine)
     parts = training_seconds(work, model.constants)
     demand = Demand(
         machine,
         num_cores,
-        study,
-        training,
-        work,
-        model.constants,
+        study=_study(spec, evidence, past, model, machine),
+        training=_training(work, evidence, model, errors_left_out(runs, prior, evidence.probes)),
+        work=work,
+        constants=model.constants,
         checkpoint_seconds=_checkpoint_seconds(runs, work),
         restart_seconds=LAUNCH_SECONDS + parts.start,
         watts=_measured_watts([*past.trainings, *past.studies], machine),
@@ -124,19 +117,24 @@ def foresee(
     return Outlook(
         machine=machine,
         basis=_basis(evidence, runs),
-        study=study,
-        training=training,
+        study=demand.study,
+        training=demand.training,
         step_seconds=model.step_seconds(work),
-        shares={
-            "start": parts.start / parts.total,
-            "updates": parts.updates / parts.total,
-            "validations": parts.validations / parts.total,
-        },
+        shares={name: seconds / parts.total for name, seconds in asdict(parts).items()},
         memory_bytes=_memory(work, evidence, past.trainings, machine),
         options=tuple(found),
         chosen=best.name if best else "",
         deadline_hours=deadline_hours if math.isfinite(deadline_hours) else None,
     )
+
+
+def _training(
+    work: Work, evidence: Evidence, model: TimeModel, errors: Sequence[float]
+) -> Interval:
+    """Seconds of a training, the interval reaching over whatever the study may make of it."""
+    around = [model.seconds(variant) for variant in (work, evidence.work, *evidence.variants)]
+    low, high = (spread(end, errors) for end in (min(around), max(around)))
+    return Interval(value=model.seconds(work), low=low.low, high=high.high)
 
 
 def expected_work(evidence: Evidence, trainings: Sequence[Entry]) -> Work:
