@@ -9,6 +9,7 @@ steps, predicted from all the short ones. Each rival has its constant from the v
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -103,7 +104,7 @@ def main() -> None:
     early, late, longer = Told(), Told(), Told()
     for i in range(ENOUGH_RUNS, number):
         early.add(short[i], short[:i])
-    for i in range(min(RECORDED, number - 1), number):
+    for i in range(RECORDED, number):
         late.add(short[i], short[:i])
     for entry in long:
         longer.add(entry, short)
@@ -187,8 +188,9 @@ def _write(
 ) -> None:
     ours = "the time model"
     held = statistics.mean(early.held)
+    after_20 = statistics.mean(late.errors) if late.errors else math.nan
     bars = [
-        Bar("mean error after 20 recorded runs", statistics.mean(late.errors), MOST_AFTER_20, True),
+        Bar("mean error after 20 recorded runs", after_20, MOST_AFTER_20, True),
         Bar("mean error, the same run longer", statistics.mean(longer.errors), MOST_LONGER, True),
         Bar("90 % intervals that held, at least", held, LEAST_HELD),
         Bar("90 % intervals that held, at most", held, MOST_HELD, True),
@@ -199,6 +201,7 @@ def _write(
             [Series(ours, told.errors), *(Series(name, e) for name, e in told.rivals.items())],
         )
         for what, told in (("after 20 recorded runs", late), ("the same run longer", longer))
+        if told.errors
     ]
     first = Table(
         "relative error of seconds, by a probe and no recorded run", [Series(ours, probed)]

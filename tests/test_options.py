@@ -69,6 +69,13 @@ def test_a_machine_of_unknown_speed_is_said_to_be_not_measured() -> None:
     assert found.usd_per_hour == 30
 
 
+def test_recorded_runs_on_a_machine_say_more_than_the_price_file() -> None:
+    found = option("big-on-demand", replace(DEMAND, speeds={"big-on-demand": 8.0, "gpu": 100.0}))
+
+    assert found.basis == "recorded runs there"
+    assert found.seconds.value == pytest.approx(option("local").seconds.value / 8, rel=0.01)
+
+
 def test_two_machines_train_faster_and_cost_more() -> None:
     one, two = option("big-on-demand"), option("big-on-demand x 2")
 

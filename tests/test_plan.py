@@ -68,7 +68,8 @@ def test_a_second_plan_of_the_same_training_asks_no_probe(line: Line) -> None:
 
     assert second.measured["evidence"]["key"] == first.measured["evidence"]["key"]
     assert second.measured["evidence"]["probes"] == first.measured["evidence"]["probes"]
-    assert outlook_of(second).training.value > 4 * outlook_of(first).training.value
+    short, long = outlook_of(first), outlook_of(second)
+    assert long.training.value > short.training.value + 2700 * short.step_seconds
     assert second.facts["steps"] == 3000
 
 
@@ -214,6 +215,16 @@ def test_recorded_trainings_narrow_the_interval_around_what_they_took(points: Li
     assert width[1] < 1.3
     assert after.training.value > 1.5 * before.training.value
     assert after.basis.endswith("12 recorded trainings")
+
+
+def test_trainings_recorded_on_another_machine_tell_its_speed(points: Line) -> None:
+    fast = run_of(WORK, default_constants("cpu"), factor=0.25)
+    there = [entry_of_run(fast, number, machine="gpu") for number in range(5)]
+
+    found = {option.machine: option for option in foreseen(points.spec, Past(there, [])).options}
+
+    assert found["gpu"].basis == "recorded runs there"
+    assert found["gpu"].seconds.value == pytest.approx(found["local"].seconds.value / 4, rel=0.1)
 
 
 def test_studies_are_predicted_by_earlier_ones_once_there_are_some(points: Line) -> None:

@@ -5,8 +5,8 @@ all options, a deadline --> the cheapest inside it
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from millrace.cost import Machine, Prices, is_spot, steady_twin
 from millrace.frozen import Frozen, PositiveInt
@@ -40,6 +40,8 @@ class Demand:
     """From a failure to the first update after it."""
     watts: float = 0.0
     """Measured power of this machine at work; 0: not measured."""
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """Of machines on which runs are recorded, beside this one."""
 
 
 class Option(Frozen):
@@ -106,7 +108,7 @@ def cheapest(found: Sequence[Option], deadline_hours: float = math.inf) -> Optio
 def _option(demand: Demand, prices: Prices, name: str, count: int) -> Option:
     machine, is_here = prices.machines[name], name == demand.machine
     num_cores = machine.cores or demand.num_cores
-    speed, basis = _speed(demand, machine, num_cores, is_here=is_here)
+    speed, basis = _speed(demand, name, machine, num_cores)
     usd_per_hour = prices.usd_per_hour(name, num_cores)
     if not speed:
         return Option(machine=name, count=count, basis=NOT_MEASURED, usd_per_hour=usd_per_hour)
@@ -136,10 +138,12 @@ def _option(demand: Demand, prices: Prices, name: str, count: int) -> Option:
     )
 
 
-def _speed(demand: Demand, machine: Machine, num_cores: int, *, is_here: bool) -> tuple[float, str]:
+def _speed(demand: Demand, name: str, machine: Machine, num_cores: int) -> tuple[float, str]:
     """Beside this machine, and how it is known; 0: it is not."""
-    if is_here:
+    if name == demand.machine:
         return 1.0, "measured here"
+    if name in demand.speeds:
+        return demand.speeds[name], "recorded runs there"
     if not machine.relative_speed:
         return 0.0, NOT_MEASURED
     is_by_core = machine.usd_per_core_hour > 0

@@ -5,7 +5,7 @@ evidence + entries of earlier runs --> time model --> intervals --> compute opti
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -99,43 +99,42 @@ def foresee(
     prior = default_constants(work.device)
     runs = runs_of(past.trainings, machine, work.device)
     model = TimeModel.of([*evidence.probes, *runs], prior)
-    errors = errors_left_out(runs, prior, evidence.probes)
-    around = [model.seconds(variant) for variant in (work, evidence.work, *evidence.variants)]
-    value = model.seconds(work)
-    training = Interval(
-        value=value, low=spread(min(around), errors).low, high=spread(max(around), errors).high
-    )
-    study = _study(spec, evidence, past, model, machine)
     parts = training_seconds(work, model.constants)
     demand = Demand(
         machine,
         num_cores,
-        study,
-        training,
-        work,
-        model.constants,
+        study=_study(spec, evidence, past, model, machine),
+        training=_training(work, evidence, model, errors_left_out(runs, prior, evidence.probes)),
+        work=work,
+        constants=model.constants,
         checkpoint_seconds=_checkpoint_seconds(runs, work),
         restart_seconds=LAUNCH_SECONDS + parts.start,
         watts=_measured_watts([*past.trainings, *past.studies], machine),
+        speeds=_measured_speeds(past.trainings, model, work, machine),
     )
     found = options(demand, prices)
     best = cheapest(found, deadline_hours)
     return Outlook(
         machine=machine,
         basis=_basis(evidence, runs),
-        study=study,
-        training=training,
+        study=demand.study,
+        training=demand.training,
         step_seconds=model.step_seconds(work),
-        shares={
-            "start": parts.start / parts.total,
-            "updates": parts.updates / parts.total,
-            "validations": parts.validations / parts.total,
-        },
+        shares={name: seconds / parts.total for name, seconds in asdict(parts).items()},
         memory_bytes=_memory(work, evidence, past.trainings, machine),
         options=tuple(found),
         chosen=best.name if best else "",
         deadline_hours=deadline_hours if math.isfinite(deadline_hours) else None,
     )
+
+
+def _training(
+    work: Work, evidence: Evidence, model: TimeModel, errors: Sequence[float]
+) -> Interval:
+    """Seconds of a training, the interval reaching over whatever the study may make of it."""
+    around = [model.seconds(variant) for variant in (work, evidence.work, *evidence.variants)]
+    low, high = (spread(end, errors) for end in (min(around), max(around)))
+    return Interval(value=model.seconds(work), low=low.low, high=high.high)
 
 
 def expected_work(evidence: Evidence, trainings: Sequence[Entry]) -> Work:
@@ -234,6 +233,19 @@ def _measured_watts(entries: Sequence[Entry], machine: str) -> float:
     told = [entry for entry in entries if entry.machine == machine and entry.joules]
     seconds = math.fsum(entry.seconds for entry in told)
     return math.fsum(entry.joules for entry in told) / seconds if seconds else 0.0
+
+
+def _measured_speeds(
+    trainings: Sequence[Entry], model: TimeModel, here: Work, machine: str
+) -> dict[str, float]:
+    """Speed of other machines beside this one: what their trainings would take here, to there."""
+    ratios: dict[str, list[float]] = {}
+    for entry in trainings:
+        if entry.machine != machine and entry.run is not None and entry.run.seconds > 0:
+            told = {"threads": here.threads, "device": here.device}
+            seconds = model.seconds(entry.run.work.model_copy(update=told))
+            ratios.setdefault(entry.machine, []).append(seconds / entry.run.seconds)
+    return {name: float(np.median(found)) for name, found in ratios.items()}
 
 
 def _basis(evidence: Evidence, runs: Sequence[Run]) -> str:
