@@ -184,7 +184,7 @@ def _describe(
         "stopped": coordinator.stopped,
         "importance": _importance(study),
     }
-    seconds = {trial.number: _seconds(trial) for trial in trials}
+    seconds = {str(trial.number): _seconds(trial) for trial in trials}
     spent = coordinator.account.spent_seconds
     return Manifest(
         job.pipeline,
