@@ -84,9 +84,9 @@ class SearchSpec(Frozen):
     """Trials at most; the first is the spec as written."""
     steps: Annotated[int, Field(ge=9), NUMBER] = 90
     """Steps of a trial that is never pruned; the first two rungs are a ninth and a third."""
-    together: PositiveInt = 2
-    """Trials in hand at once, as many as workers or more: a smaller number lets each trial learn
-    from more of the earlier ones. Results depend on it, not on `workers`."""
+    together: PositiveInt = 4
+    """Trials in hand at once: a larger number keeps more workers busy, a smaller one lets
+    each trial learn from more of the earlier ones. Results depend on it, not on `workers`."""
     workers: PositiveInt = 2
     """Warm processes that train the trials."""
     seed: NonNegativeInt = 0
