@@ -35,7 +35,7 @@ def test_a_manifest_reads_back_equal(storage: FsspecStorage) -> None:
 
 
 def test_a_manifest_with_numbers_as_keys_is_read_as_it_was_sealed(local: FsspecStorage) -> None:
-    made = build(local, seconds={number: 0.5 for number in range(12)})
+    made = build(local, seconds=dict.fromkeys(range(12), 0.5))
 
     published = manifests.publish(local, made)
 
