@@ -94,6 +94,8 @@ CronLine = Annotated[str, AfterValidator(_check_cron)]
 
 def digest(*parts: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of `parts`: the address of what is made from them."""
+    # As they are read again: JSON makes strings of keys that are numbers, and "10" is before "9".
+    parts = json.loads(json.dumps(parts))
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

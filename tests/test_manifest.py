@@ -34,6 +34,14 @@ def test_a_manifest_reads_back_equal(storage: FsspecStorage) -> None:
     assert manifests.find(storage, "p", "shards", made.key) == made
 
 
+def test_a_manifest_with_numbers_as_keys_is_read_as_it_was_sealed(local: FsspecStorage) -> None:
+    made = build(local, seconds=dict.fromkeys(range(12), 0.5))
+
+    published = manifests.publish(local, made)
+
+    assert manifests.read(local, made.path).digest == published.digest == made.digest
+
+
 def test_the_digest_is_of_files_and_facts_alone(local: FsspecStorage) -> None:
     made = build(local, a=1)
 

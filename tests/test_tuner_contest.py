@@ -119,7 +119,7 @@ def test_shares_are_those_at_which_the_target_is_first_reached() -> None:
 
 
 def test_a_training_that_diverges_is_infinitely_bad(trainings: Trainings) -> None:
-    wild: Settings = BEST | {"train.learning_rate": 1e30}
+    wild: Settings = {**BEST, "train.learning_rate": 1e30}
 
     assert trainings.loss(wild, 0, UNITS) == math.inf
     assert trainings.quality(wild) == math.inf

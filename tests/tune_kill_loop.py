@@ -79,10 +79,11 @@ def run_unbroken(job: Job, tree: Tree) -> Manifest:
 
 
 def trials_of(job: Job) -> list[tuple[int, str]]:
-    """Number and state of each trial in a study's database."""
+    """Number and state of each trial in a study's database, in the order of their numbers."""
     url = f"sqlite:///{Path(job.work, 'studies', job.pipeline)}.db"
     study = optuna.load_study(study_name=job.key, storage=url)
-    return [(trial.number, trial.state.name) for trial in study.get_trials(deepcopy=False)]
+    trials = study.get_trials(deepcopy=False)
+    return sorted((int(trial.user_attrs["trial"]), trial.state.name) for trial in trials)
 
 
 class KillLoop:
@@ -211,7 +212,7 @@ class KillLoop:
             return
         made = manifests.read(FsspecStorage(attempt.job.store), attempt.made)
         trials = trials_of(attempt.job)
-        expected = list(range(attempt.job.spec.search.trials))
+        expected = [trial["number"] for trial in self._unbroken.facts["trials"]]
         self.tally.num_different += made.facts != self._unbroken.facts
         self.tally.num_running += sum(state == "RUNNING" for _, state in trials)
         self.tally.num_miscounted += [number for number, _ in trials] != expected

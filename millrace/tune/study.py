@@ -253,8 +253,8 @@ def _finite(value: float | None) -> float | None:
 
 def _importance(study: optuna.Study) -> dict[str, float]:
     """Share of each field in how good a trial was (PED-ANOVA, Watanabe et al. 2023)."""
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
         return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()  # loads sklearn: 1 CPU second
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
