@@ -35,15 +35,18 @@ from millrace.tune.repetitions import (
 from millrace.tune.rung import Pool, Rung, RungJob, Settings, Training, settings
 from millrace.tune.space import suggest
 
-STARTUP_TRIALS = 8
-"""Drawn at random before the sampler learns from them."""
+STARTUP_TRIALS = 12
+"""Drawn at random before the sampler learns from them; docs/log.md has what fewer and more cost."""
+LEAST_STARTUP_TRIALS = 4
+"""Of a short study, of which a third are drawn at random."""
 REPEATS = 20
 """Trials in a row that had been tried before, after which a space is exhausted."""
 
 
 def new_study(search: SearchSpec, proposals: Sequence[dict[str, Scalar]]) -> optuna.Study:
     """A study in memory with its sampler, these values enqueued in their order."""
-    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS)
+    startup = max(LEAST_STARTUP_TRIALS, min(STARTUP_TRIALS, search.trials // 3))
+    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     for values in proposals:
         study.enqueue_trial(values)
