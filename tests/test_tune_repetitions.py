@@ -51,7 +51,7 @@ def test_what_the_last_third_gained_is_known_after_two_thirds() -> None:
 def test_what_is_proposed_lies_in_the_space_and_is_tried_once() -> None:
     default: dict[str, Scalar] = {"train.learning_rate": 0.01, "network.width": 16}
     good: dict[str, Scalar] = {"train.learning_rate": 0.02, "network.width": 32}
-    others = [
+    others: list[dict[str, Scalar]] = [
         default,
         good,
         dict(good),

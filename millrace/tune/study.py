@@ -212,7 +212,7 @@ def _describe(
         "importance": _importance(study),
         "transfer": narrow.verified_by(rows).to_dict(),
     }
-    seconds = {trial.number: _seconds(trial) for trial in trials}
+    seconds = {str(trial.number): _seconds(trial) for trial in trials}
     spent = coordinator.account.spent_seconds + narrow.seconds
     return Manifest(
         job.pipeline,
