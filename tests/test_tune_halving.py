@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.tune.halving import Correlation, correlation, goes_on, rungs
+from millrace.tune.halving import Correlation, correlation, leading, rungs
 
 losses = st.lists(st.floats(-100, 100), min_size=1, max_size=30)
 
@@ -15,13 +15,14 @@ def test_rungs_are_a_ninth_a_third_and_all(steps: int, expected: tuple[int, ...]
     assert rungs(steps) == expected
 
 
-@given(losses)
-def test_the_best_goes_on_and_beside_ties_no_more_than_a_third(losses: list[float]) -> None:
-    going = [loss for loss in losses if goes_on(loss, losses)]
+@given(losses, st.integers(0, 5))
+def test_the_best_third_leads_one_at_least_and_earlier_ones_before_their_equals(
+    losses: list[float], spare: int
+) -> None:
+    found = leading(dict(enumerate(losses)), spare)
 
-    assert min(losses) in going
-    assert len(set(going)) <= max(1, len(losses) // 3)
-    assert all(loss <= max(going) or loss not in going for loss in losses)
+    number = min(len(losses), max(1, len(losses) // 3) + spare)
+    assert found == sorted(range(len(losses)), key=losses.__getitem__)[:number]
 
 
 def test_equal_orders_correlate_fully_and_opposite_ones_not() -> None:

@@ -1,6 +1,8 @@
 """The coordinator of a study: asks, compares at rungs, tells, trains the leading trials again.
 
-    ask --> rung jobs to a pool --> losses --> report --> next rung, or prune --> tell
+    ask --> rung jobs to a pool --> losses --> report --> rest at the rung --> tell
+                 ^                                            |
+                 +--------- among the best third there <------+
     the leading trials and the default --> again with fresh seeds --> the best mean
 
 Results are taken in the order in which `search.together` equal workers would bring them, a step
@@ -8,6 +10,7 @@ being their unit of time. So a study without a budget is the same whatever the t
 the number of workers; and begun anew over what is known, it comes to where it was.
 """
 
+import copy
 import heapq
 import math
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ from millrace.frozen import Scalar
 from millrace.search import SearchSpec
 from millrace.telemetry import log
 from millrace.tune.account import COSTLIER, Account, earned_steps
-from millrace.tune.halving import Correlation, correlation, goes_on, rungs
+from millrace.tune.halving import Correlation, correlation, leading, rungs
 from millrace.tune.repetitions import (
     LEAST_TOLD,
     Choice,
@@ -41,6 +44,8 @@ LEAST_STARTUP_TRIALS = 4
 """Of a short study, of which a third are drawn at random."""
 REPEATS = 20
 """Trials in a row that had been tried before, after which a space is exhausted."""
+SPARE = 4
+"""Resting trials next in line that the pool keeps; another one that goes on begins at step 0."""
 
 
 def new_study(search: SearchSpec, proposals: Sequence[dict[str, Scalar]]) -> optuna.Study:
@@ -55,7 +60,7 @@ def new_study(search: SearchSpec, proposals: Sequence[dict[str, Scalar]]) -> opt
 
 @dataclass(eq=False)
 class _InHand:
-    """A trial whose next rung is being trained."""
+    """A trial whose next rung is being trained, or which rests at one."""
 
     trial: optuna.Trial
     values: dict[str, Scalar]
@@ -66,6 +71,12 @@ class _InHand:
     told: dict[int, dict[str, float]] = field(default_factory=dict)
     """What is to be recorded of them, and of one that failed."""
     job: RungJob = field(init=False)
+    begins_at: int = 0
+    """Step from which its job goes on."""
+    is_kept: bool = True
+    """Whether the pool keeps what has been trained of it."""
+    num_steps: int = 0
+    """Trained in all, what was trained again included."""
 
     @property
     def number(self) -> int:
@@ -79,7 +90,7 @@ class _InHand:
     def step_seconds(self) -> float:
         """Measured so far; NaN before its first rung."""
         seconds = sum(rung.seconds for rung in self.rungs.values())
-        return seconds / self.step if self.rungs else math.nan
+        return seconds / self.num_steps if self.rungs else math.nan
 
 
 class Coordinator:
@@ -106,6 +117,10 @@ class Coordinator:
         self._clock, self._num_submitted, self._num_asked = 0, 0, 0
         self._flight: list[tuple[int, int, _InHand]] = []
         """In order of the virtual time at which each comes to its rung."""
+        self._resting: list[dict[int, _InHand]] = [{} for _ in self._rungs[:-1]]
+        """By the rung at which they rest, and their numbers."""
+        self._seen: set[int] = set()
+        """Trials that came to rest or to an end."""
         self._losses: dict[int, dict[int, float]] = {step: {} for step in self._rungs}
         """By rung and trial, of trials that break no limit."""
         self._looks: list[Look] = []
@@ -117,23 +132,24 @@ class Coordinator:
         self.is_first_rung_given_up = False
 
     def search(self) -> Iterator[FrozenTrial]:
-        """Run the study's trials, yielding each when it has been told.
+        """Run the study's trials, yielding each when it comes to rest (RUNNING) and when it ends.
 
         Raises:
             MillraceError: From the pool.
         """
         while True:
-            while len(self._flight) < self._search.together and self._may_ask():
-                self._ask()
+            while len(self._flight) < self._search.together and self._begin():
+                pass
             if not self._flight:
-                return
+                break
             due = self._due()
             for one, rung in [(one, self.account.result(one.job)) for one in due]:
                 self._note(one, rung)  # all of them, before any is compared with the others
             for one in due:
-                told = self._judge(one)
-                if told is not None:
-                    yield told
+                yield self._judge(one)
+        resting = {number: one for at_rung in self._resting for number, one in at_rung.items()}
+        for number in sorted(resting):
+            yield self._tell(resting[number], TrialState.PRUNED)
 
     def repeat(self) -> Iterator[tuple[Training, Rung]]:
         """Train the leading trials and the default again, as far as the budget allows.
@@ -159,7 +175,7 @@ class Coordinator:
         complete = self._complete()
         if not complete:
             raise TrainingError(
-                f"find the best of {len(self._looks)} trials",
+                f"find the best of {self.num_seen} trials",
                 f"none ended with a finite loss inside the limits of `search`{self._why_ended}",
                 "Narrow `search.space`, raise a limit, look at the trials' errors above, or check "
                 "the network",
@@ -179,7 +195,12 @@ class Coordinator:
     @property
     def share(self) -> float:
         """How much of its trials or of its budget the study has spent."""
-        return max(len(self._looks) / self._search.trials, self.account.share)
+        return max(self.num_seen / self._search.trials, self.account.share)
+
+    @property
+    def num_seen(self) -> int:
+        """Trials that have come to a rung at least, or have failed."""
+        return len(self._seen)
 
     @property
     def best_loss(self) -> float | None:
@@ -189,13 +210,36 @@ class Coordinator:
     @property
     def repetition_seconds(self) -> float:
         """What training the leading trials again is expected to cost."""
-        number = (num_leading(len(self._looks)) + 1) * self._search.repetitions
+        number = (num_leading(self.num_seen) + 1) * self._search.repetitions
         return number * self._search.steps * self.account.step_seconds
 
     @property
     def correlation(self) -> Correlation:
         """How well the first rung has told the end so far."""
         return correlation(self._losses[self._rungs[0]], self._losses[self._rungs[-1]])
+
+    def _begin(self) -> bool:
+        """Let a resting trial go on, or ask for a new one; whether there was any to train."""
+        one = self._promoted()
+        if one is not None:
+            self._submit(one)
+        elif self._may_ask():
+            self._ask()
+        else:
+            return False
+        return True
+
+    def _promoted(self) -> _InHand | None:
+        """The best of those that rest among the best third of a rung, the highest rung first."""
+        for rung in reversed(range(self._first_rung, len(self._resting))):
+            step, resting = self._rungs[rung], self._resting[rung]
+            number = next((n for n in leading(self._losses[step]) if n in resting), None)
+            rest_seconds = (self._rungs[rung + 1] - step) * self.account.step_seconds
+            if number is not None and self.account.allows(rest_seconds):
+                one = resting.pop(number)
+                one.rung += 1
+                return one
+        return None
 
     def _may_ask(self) -> bool:
         if self.stopped or self._num_asked == self._search.trials:
@@ -213,7 +257,7 @@ class Coordinator:
 
     def _levelled(self) -> str:
         """Why it is not worth going on, if it is not."""
-        if len(self._looks) < LEAST_TOLD:
+        if self.num_seen < LEAST_TOLD:
             return ""
         gained = gain_of_last_third(self._looks)
         if not math.isfinite(gained):
@@ -241,6 +285,8 @@ class Coordinator:
         return min(self.repetition_seconds, self.account.budget_seconds / 3)
 
     def _ask(self) -> None:
+        if not self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            self._study.enqueue_trial(self._proposed())
         trial = self._study.ask()
         self._num_asked += 1
         values = suggest(trial, self._search.space)
@@ -248,6 +294,20 @@ class Coordinator:
         self._num_repeats = self._num_repeats + 1 if key in self._tried else 0
         self._tried.add(key)
         self._submit(_InHand(trial, values, self._first_rung))
+
+    def _proposed(self) -> dict[str, Scalar]:
+        """Values by the sampler, which learns of a resting trial as if it had been pruned.
+
+        Optuna's samplers look at trials that have been told, and a told one cannot go on.
+        """
+        learned = optuna.create_study(sampler=self._study.sampler)
+        resting = set().union(*self._resting)
+        for trial in self._study.get_trials():
+            if trial.number in resting:
+                trial.state, trial.datetime_complete = TrialState.PRUNED, trial.datetime_start
+            if trial.state.is_finished():
+                learned.add_trial(trial)
+        return suggest(learned.ask(), self._search.space)
 
     def _submit(self, one: _InHand) -> None:
         """Let the pool train a trial to its next rung."""
@@ -259,9 +319,11 @@ class Coordinator:
                 max_seconds = COSTLIER * rung * self._default_step_seconds
         one.job = RungJob(one.number, one.values, max(to, one.step + 1), max_seconds=max_seconds)
         self._num_submitted += 1
-        arrives_at = self._clock + rung - max(one.rungs, default=0)
+        is_begun = one.is_kept and one.rungs
+        one.begins_at = one.step if is_begun else 0
+        arrives_at = self._clock + rung - (max(one.rungs) if is_begun else 0)
         heapq.heappush(self._flight, (arrives_at, self._num_submitted, one))
-        self.account.submit(one.job, one.step)
+        self.account.submit(one.job, one.begins_at)
 
     def _due(self) -> Sequence[_InHand]:
         """The trials that are next to come to their rungs, all at the same virtual time."""
@@ -280,6 +342,8 @@ class Coordinator:
             one.trial.set_user_attr("failed", rung.failed)
             return
         one.rungs[step] = rung
+        one.num_steps += rung.step - one.begins_at
+        one.is_kept = True
         if one.number == 0:
             self._default_step_seconds = one.step_seconds
         one.trial.report(rung.loss, step)
@@ -297,8 +361,8 @@ class Coordinator:
                 trial.set_constraint(name, found / limit - 1)
                 trial.set_user_attr(name, found)
 
-    def _judge(self, one: _InHand) -> FrozenTrial | None:
-        """Tell a trial, or let it go on to its next rung, as the default always does."""
+    def _judge(self, one: _InHand) -> FrozenTrial:
+        """Tell a trial, or let it rest; the default goes on at once."""
         step = self._rungs[one.rung]
         if step not in one.rungs:
             return self._tell(one, TrialState.FAIL)
@@ -306,26 +370,40 @@ class Coordinator:
             return self._tell(one, TrialState.PRUNED)
         if step == self._rungs[-1]:
             return self._tell(one, TrialState.COMPLETE)
-        losses = self._losses[step]
-        rest_seconds = (self._rungs[one.rung + 1] - step) * self.account.step_seconds
-        if one.number and not goes_on(losses[one.number], list(losses.values())):
-            return self._tell(one, TrialState.PRUNED)
-        if not self.account.allows(rest_seconds):
-            return self._tell(one, TrialState.PRUNED)
-        one.rung += 1
-        self._submit(one)
-        return None
+        if one.number == 0:
+            one.rung += 1
+            self._submit(one)
+        else:
+            self._rest(one)
+        self._look(one)
+        self._repeat_default_early()
+        return copy.deepcopy(self._study.get_trials(deepcopy=False)[one.number])
+
+    def _rest(self, one: _InHand) -> None:
+        """Let a trial rest at its rung, where the pool keeps but the next in line."""
+        resting, losses = self._resting[one.rung], self._losses[self._rungs[one.rung]]
+        resting[one.number] = one
+        near = leading(losses, SPARE)
+        for other in resting.values():
+            if other.is_kept and other.number not in near:
+                other.is_kept = False
+                self.account.forget(other.job.training)
+
+    def _look(self, one: _InHand) -> None:
+        """Take down what is known once a trial has come to rest or to its end."""
+        one.trial.set_user_attr("rungs", {str(step): told for step, told in one.told.items()})
+        self._seen.add(one.number)
+        best = self.best_loss
+        self._looks.append(Look(self.share, math.inf if best is None else best))
 
     def _tell(self, one: _InHand, state: TrialState) -> FrozenTrial:
         self.account.forget(one.job.training)
-        one.trial.set_user_attr("rungs", {str(step): told for step, told in one.told.items()})
+        self._look(one)
         loss = one.rungs[self._rungs[-1]].loss if state is TrialState.COMPLETE else None
         told = self._study.tell(one.trial, loss, state=state)
-        best = self.best_loss
-        self._looks.append(Look(self.share, math.inf if best is None else best))
         if state is TrialState.COMPLETE:
             self._look_at_first_rung()
-        self._repeat_default_early()
+            self._repeat_default_early()
         return told
 
     def _look_at_first_rung(self) -> None:
@@ -358,7 +436,7 @@ class Coordinator:
         for trial in self._complete():
             distinct.setdefault(settings(trial.params), trial)
         ranked = list(distinct.values())
-        best = ranked[: num_leading(len(self._looks))]
+        best = ranked[: num_leading(self.num_seen)]
         default = [trial for trial in ranked[len(best) :] if trial.number == 0]
         return [*best[:1], *default, *best[1:]]
 

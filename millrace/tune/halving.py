@@ -1,8 +1,9 @@
 """Successive halving: where trials are compared, which go on, and whether the first look tells.
 
-The rule is that of Optuna's SuccessiveHalvingPruner with a reduction factor of three (asynchronous
-successive halving, Li et al. 2020), as a function of the losses at one rung: that pruner counts a
-trial's rungs by its reports, and would compare losses of different steps once the first rung moves.
+The rule is asynchronous successive halving by promotion (Li et al. 2020, algorithm 2), as a
+function of the losses at one rung: a trial rests there until it is among the best third. Optuna's
+pruners decide at once instead. A sampler that learns brings ever better trials, each of which is
+then among the best third of those before it: more than a third go on, most of them near copies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,15 @@ def rungs(steps: int) -> tuple[int, ...]:
     return (steps // REDUCTION**2, steps // REDUCTION, steps)
 
 
-def goes_on(loss: float, at_rung: Sequence[float]) -> bool:
-    """Whether a loss is among the best third of those at its rung, itself included."""
-    return loss <= sorted(at_rung)[max(1, len(at_rung) // REDUCTION) - 1]
+def leading(losses: Mapping[int, float], spare: int = 0) -> list[int]:
+    """The best third of the trials at a rung, one at least, and some more; the best first.
+
+    Args:
+        losses: By trial.
+        spare: How many more.
+    """
+    number = max(1, len(losses) // REDUCTION) + spare
+    return sorted(losses, key=lambda trial: (losses[trial], trial))[:number]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The record of a study in Optuna's storage: every trial once, when it has ended.
 
+What is known of those that rest at a rung stands beside them, as attributes of the study.
+
 The study itself is in the coordinator's memory. What is recorded serves people (`optuna-dashboard`
 on the same URL) and a coordinator that takes the place of one that died: it begins the study anew,
 and what is recorded need not be trained again. So no trial is ever RUNNING in the storage.
@@ -27,7 +29,7 @@ from millrace.tune.rung import Rung, Training, settings
 VARIABLE = "MILLRACE_STUDIES"
 WAIT_SECONDS = 20
 """For a database that is locked, or does not answer."""
-_NUMBER, _REPETITIONS = "trial", "repetitions"
+_NUMBER, _REPETITIONS, _RESTING = "trial", "repetitions", "resting"
 _DAMAGED = ("not a database", "malformed", "Expecting", "Extra data")
 
 
@@ -52,17 +54,21 @@ class Record:
             )
             trials = self._study.get_trials(deepcopy=False)
         self._trials = {int(trial.user_attrs[_NUMBER]): trial for trial in trials}
+        rows = (name for name in self._attributes() if name.startswith(_RESTING))
+        self._resting = {int(name.split()[1]) for name in rows}
 
     @property
     def num_trials(self) -> int:
-        """Trials that are recorded."""
-        return len(self._trials)
+        """Trials of which something is recorded."""
+        return len(self._trials.keys() | self._resting)
 
     def known(self) -> dict[Key, Rung]:
         """All that has been trained, by what decides it."""
         known: dict[Key, Rung] = {}
-        for trial in self._trials.values():
-            for key, rung in _rungs(trial):
+        attributes = self._attributes()
+        resting = [row for name, row in attributes.items() if name.startswith(_RESTING)]
+        for row in [*map(_row, self._trials.values()), *resting]:
+            for key, rung in _rungs(row):
                 if key not in known or known[key].seconds < rung.seconds:  # 0: it was known before
                     known[key] = rung
         for name, told in self._repetitions().items():
@@ -73,12 +79,17 @@ class Record:
         return known
 
     def add(self, trial: FrozenTrial) -> None:
-        """Record a trial that has ended, unless it is.
+        """Record a trial that has come to rest or has ended, unless it is.
 
         Raises:
             StorageError: The storage cannot be written.
         """
         if trial.number in self._trials:
+            return
+        if not trial.state.is_finished():
+            with self._guarded(f"record trial {trial.number}"):
+                self._study.set_user_attr(f"{_RESTING} {trial.number}", _row(trial))
+            self._resting.add(trial.number)
             return
         with self._guarded(f"record trial {trial.number}"):
             trial.user_attrs[_NUMBER] = trial.number
@@ -104,8 +115,11 @@ class Record:
             self._study.set_user_attr(_REPETITIONS, told | {name: row})
 
     def _repetitions(self) -> dict[str, dict[str, Any]]:
-        with self._guarded("read the repetitions"):
-            return dict(self._study.user_attrs.get(_REPETITIONS, {}))
+        return dict(self._attributes().get(_REPETITIONS, {}))
+
+    def _attributes(self) -> dict[str, Any]:
+        with self._guarded("read the study"):
+            return self._study.user_attrs
 
     @contextmanager
     def _guarded(self, asked: str, *, is_made: bool = True) -> Iterator[None]:
@@ -160,20 +174,25 @@ def _open(url: str, file: Path | None) -> BaseStorage:
     return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": WAIT_SECONDS}})
 
 
-def _rungs(trial: FrozenTrial) -> Iterator[tuple[Key, Rung]]:
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    """What is known of a trial, in plain values."""
+    losses = {str(step): loss for step, loss in trial.intermediate_values.items()}
+    return {"values": dict(trial.params), "losses": losses, **trial.user_attrs}
+
+
+def _rungs(row: Mapping[str, Any]) -> Iterator[tuple[Key, Rung]]:
     """What a recorded trial's rungs were found to be."""
-    attributes = trial.user_attrs
-    for name, row in attributes["rungs"].items():
-        loss = trial.intermediate_values.get(int(name), math.nan)
+    for name, told in row["rungs"].items():
+        loss = row["losses"].get(name, math.nan)
         yield (
-            (settings(trial.params), 0, row["to"]),
+            (settings(row["values"]), 0, told["to"]),
             Rung(
                 loss,
-                row["step"],
-                row["seconds"],
-                attributes.get("failed", "") if math.isnan(loss) else "",
-                attributes.get("memory_bytes", 0),
-                attributes.get("latency_seconds", 0.0),
+                told["step"],
+                told["seconds"],
+                row.get("failed", "") if math.isnan(loss) else "",
+                row.get("memory_bytes", 0),
+                row.get("latency_seconds", 0.0),
             ),
         )
 

@@ -153,10 +153,13 @@ def _proposals(
 
 
 def _run(job: Job, coordinator: Coordinator, record: Record) -> Choice:
-    """Run a study to its end, recording what ends."""
-    for done, trial in enumerate(coordinator.search(), 1):
+    """Run a study to its end, recording what comes to rest and what ends."""
+    done = 0
+    for trial in coordinator.search():
         record.add(trial)
-        _tell_progress(job, coordinator, done, trial.state.name)
+        if coordinator.num_seen > done or trial.state is TrialState.COMPLETE:
+            done = coordinator.num_seen
+            _tell_progress(job, coordinator, done, trial.state.name)
     for training, rung in coordinator.repeat():
         record.add_repetition(training, rung)
     return coordinator.choice()
