@@ -6,6 +6,7 @@ pruners decide at once instead. A sampler that learns brings ever better trials,
 then among the best third of those before it: more than a third go on, most of them near copies.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ LEAST_CORRELATION = 0.7
 """Below it the first rung says too little of how a trial will end."""
 LEAST_PAIRS = 6
 """Trials that must have ended before their ranks are believed."""
+Z, SPEARMAN, NEARLY_ONE = 1.2816, 1.03, 1 - 1e-9
+"""The normal's 90 % quantile; what ranks' standard error has beyond that of values, 1.06 ** 0.5."""
 
 
 def rungs(steps: int) -> tuple[int, ...]:
@@ -45,9 +48,17 @@ class Correlation:
     """That ended: whose loss at the end is known."""
 
     @property
+    def high(self) -> float:
+        """The upper end of its one-sided 90 % interval (Fisher 1921; Fieller and others 1957)."""
+        if self.num_trials < LEAST_PAIRS or math.isnan(self.value) or self.value >= 1:
+            return 1.0
+        error = SPEARMAN / math.sqrt(self.num_trials - 3)
+        return math.tanh(math.atanh(max(self.value, -NEARLY_ONE)) + Z * error)
+
+    @property
     def is_low(self) -> bool:
         """Whether it is known to be too low for judging by the first rung."""
-        return self.num_trials >= LEAST_PAIRS and self.value < LEAST_CORRELATION
+        return self.high < LEAST_CORRELATION
 
 
 def correlation(first: Mapping[int, float], last: Mapping[int, float]) -> Correlation:
