@@ -42,7 +42,9 @@ def test_a_correlation_of_nothing_is_not_known() -> None:
 
 def test_few_trials_prove_no_first_rung_wrong() -> None:
     assert not Correlation(-1.0, 5).is_low
-    assert Correlation(0.5, 6).is_low
+    assert not Correlation(0.5, 6).is_low
+    assert Correlation(0.0, 6).is_low
+    assert Correlation(0.5, 40).is_low
     assert not Correlation(0.8, 100).is_low
 
 
