@@ -234,12 +234,16 @@ class Coordinator:
         for rung in reversed(range(self._first_rung, len(self._resting))):
             step, resting = self._rungs[rung], self._resting[rung]
             number = next((n for n in leading(self._losses[step]) if n in resting), None)
-            rest_seconds = (self._rungs[rung + 1] - step) * self.account.step_seconds
-            if number is not None and self.account.allows(rest_seconds):
+            if number is not None and self._allows_beyond(rung):
                 one = resting.pop(number)
                 one.rung += 1
                 return one
         return None
+
+    def _allows_beyond(self, rung: int) -> bool:
+        """Whether the budget allows a trial to go on from a rung to the next."""
+        steps = self._rungs[rung + 1] - self._rungs[rung]
+        return self.account.allows(steps * self.account.step_seconds)
 
     def _may_ask(self) -> bool:
         if self.stopped or self._num_asked == self._search.trials:
@@ -370,7 +374,7 @@ class Coordinator:
             return self._tell(one, TrialState.PRUNED)
         if step == self._rungs[-1]:
             return self._tell(one, TrialState.COMPLETE)
-        if one.number == 0:
+        if one.number == 0 and self._allows_beyond(one.rung):
             one.rung += 1
             self._submit(one)
         else:
