@@ -18,7 +18,7 @@ from millrace.tune.pictures import (
     values_chart,
 )
 
-# What a trial does not depend on: it trains on one rank, for the study's own number of steps.
+# What a trial does not depend on: it trains on `search.ranks`, for the study's own number of steps.
 _NOT_SEARCHED = {"steps", "ranks", "validate_every"} | UNKEYED
 
 

@@ -7,6 +7,7 @@ from benchmarks.quality_cases.case import packed_shards
 from millrace.job import Job
 from millrace.launch import write_job
 from millrace.spec_file import read_specs
+from millrace.tune.connection import LocalWorker
 from millrace.tune.pool import WorkerPool
 from millrace.tune.rung import RungJob
 from millrace.tune.study import tune
@@ -39,7 +40,7 @@ def dispatch_seconds(job: Job, runs: int) -> tuple[list[float], list[float]]:
 def _cpu_of_pool(job: Job, path: Path, num_jobs: int) -> float:
     values = job.spec.values_at(job.spec.search.space)
     start = _cpu_seconds(resource.RUSAGE_SELF) + _cpu_seconds(resource.RUSAGE_CHILDREN)
-    with WorkerPool(path, 1) as pool:
+    with WorkerPool(lambda: LocalWorker(path), 1) as pool:
         for number in range(num_jobs):
             pool.submit(RungJob(number, values, 1))
             for ended, _ in pool.wait():

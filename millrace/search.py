@@ -89,6 +89,9 @@ class SearchSpec(Frozen):
     each trial learn from more of the earlier ones. Results depend on it, not on `workers`."""
     workers: PositiveInt = 2
     """Warm processes that train the trials."""
+    ranks: Annotated[PositiveInt, Field(exclude_if=lambda number: number == 1)] = 1
+    """Data-parallel processes that train each trial, a worker of so many; must divide every batch.
+    Results depend on it."""
     seed: NonNegativeInt = 0
     """Of the sampler."""
     repetitions: NonNegativeInt = 1
@@ -100,8 +103,8 @@ class SearchSpec(Frozen):
     max_usd: Limit = "none"
     """Dollars likewise, by the price of the machine."""
     max_memory_bytes: Annotated[PositiveInt | Literal["none"], NUMBER] = "none"
-    """Bytes that a training may need, of its state and of one batch's forward. A trial that needs
-    more cannot win."""
+    """Bytes that a training may need, of its state and of one batch's forward, on each of
+    `ranks`. A trial that needs more cannot win."""
     max_latency_seconds: Limit = "none"
     """Seconds that the answer to one sample may take. A trial that is slower cannot win; what is
     measured differs from run to run."""

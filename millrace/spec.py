@@ -84,7 +84,7 @@ __all__ = [
 # Fields of `train` that no trial can be compared by, and why.
 NOT_SEARCHED = {
     "train.steps": "every trial trains for `search.steps`",
-    "train.ranks": "every trial trains in one process",
+    "train.ranks": "every trial trains on `search.ranks`",
     "train.seed": "a lucky seed is no better a setting",
     "train.checkpoint_every": "trials keep no checkpoints",
     "train.max_usd": "trials train for `search.steps`",
@@ -283,17 +283,28 @@ class PipelineSpec(Frozen):
             if path in NOT_SEARCHED:
                 raise ValueError(f"search.space `{path}`: no use to vary it, {NOT_SEARCHED[path]}")
         self.values_at(self.search.space)  # refuses a path that is no field
+        self._refuse_unshared_batch(self.train.batch, "search.ranks")
         for path, values in self.search.space.items():
             for value in values.samples():
                 try:
                     _replaced(self, {path: value})
                 except ValueError as error:
                     raise ValueError(f"search.space `{path}`: value {value}: {error}") from None
-            if path == "train.batch" and isinstance(values, Range) and self.train.ranks > 1:
+                if path == "train.batch":
+                    self._refuse_unshared_batch(value, f"search.space `{path}`")
+            ranks = max(self.train.ranks, self.search.ranks)
+            if path == "train.batch" and isinstance(values, Range) and ranks > 1:
                 raise ValueError(
                     f"search.space `{path}`: not every number from {values.low} to {values.high} "
-                    f"is a multiple of ranks ({self.train.ranks}); list multiples as `choices`"
+                    f"is a multiple of ranks ({ranks}); list multiples as `choices`"
                 )
+
+    def _refuse_unshared_batch(self, batch: Scalar, path: str) -> None:
+        if int(batch) % self.search.ranks:
+            raise ValueError(
+                f"{path}: a batch of {batch} must be a multiple of search.ranks "
+                f"({self.search.ranks}), which share it in each trial"
+            )
 
     @property
     def mix_globs(self) -> dict[str, str]:

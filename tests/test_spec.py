@@ -228,6 +228,29 @@ def test_a_range_of_batches_for_a_single_rank_is_searched(build_spec: BuildSpec)
     assert spec.search.space["train.batch"].model_dump() == values | {"log": False}
 
 
+@pytest.mark.parametrize(
+    ("search", "reason"),
+    [
+        ({"ranks": 3}, "search.ranks: a batch of 4 must be a multiple of search.ranks (3)"),
+        (
+            {"ranks": 4, "space": {"train.batch": {"choices": [4, 6]}}},
+            "search.space `train.batch`: a batch of 6 must be a multiple of search.ranks (4)",
+        ),
+        (
+            {"ranks": 2, "space": {"train.batch": {"low": 4, "high": 8}}},
+            "is a multiple of ranks (2); list multiples as `choices`",
+        ),
+    ],
+)
+def test_a_batch_that_the_ranks_of_a_trial_cannot_share_is_refused(
+    build_spec: BuildSpec, search: dict[str, Any], reason: str
+) -> None:
+    space = {"space": {"train.learning_rate": {"choices": [0.001]}}}
+    train = {"steps": 5, "batch": 4, "ranks": 1}
+
+    assert reason in complaint(build_spec, train=train, search=space | search)
+
+
 @pytest.mark.parametrize("line", ["", "0 2 * * *", "*/5 0-6,12 1,15 jan-mar MON-fri", "0 0 1 1 7"])
 def test_a_cron_line_is_taken(build_spec: BuildSpec, line: str) -> None:
     assert build_spec(schedule=line).schedule == line

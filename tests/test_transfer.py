@@ -9,6 +9,7 @@ import pytest
 from millrace.frozen import Scalar
 from millrace.launch import write_job
 from millrace.spec import PipelineSpec
+from millrace.tune.connection import LocalWorker
 from millrace.tune.pictures import transfer_chart
 from millrace.tune.pool import WorkerPool
 from millrace.tune.rates import Extrapolation, Trained
@@ -244,7 +245,7 @@ def test_trainings_of_other_widths_go_through_the_workers_of_a_study(
     job = line.job("study", network={"name": "mlp", "width": 128, "depth": 1, "dropout": 0.0})
     path = write_job(job, "worker")
 
-    with WorkerPool(path, 2) as pool:
+    with WorkerPool(lambda: LocalWorker(path), 2) as pool:
         train = through(pool)
         first, second = train([{WIDTH: 16, RATE: 0.01}, {WIDTH: 32, RATE: 0.01}], 9)
         (again,) = train([{WIDTH: 16, RATE: 0.01}], 9)
@@ -260,7 +261,9 @@ def test_rates_of_a_real_network_are_found_through_workers(points: Line, tmp_pat
     search = line.spec.search.model_dump() | {"trials": 10**6}  # more than any budget pays for
     job = line.job("study", network=network, search=search)
 
-    with WorkerPool(write_job(job, "worker"), 2) as pool:
+    path = write_job(job, "worker")
+
+    with WorkerPool(lambda: LocalWorker(path), 2) as pool:
         found = transfer(job.spec, 600.0, through(pool))
 
     assert found.why.startswith("on: a trial of width 128 takes")

@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from millrace.errors import ProcessFailedError
 from millrace.launch import write_job
 from millrace.tune import pool as pools
+from millrace.tune.connection import LocalWorker
 from millrace.tune.pool import WorkerPool
 from millrace.tune.rung import Rung, RungJob
 from tests.pipelines_for_tests import Line, Tree
@@ -27,9 +26,26 @@ def build_pool(points: Line, tmp_path: Path) -> Iterator[BuildPool]:
 
         def build(network: str = "Linear", **options: Any) -> WorkerPool:
             job = line.job(network={"name": f"networks.py:{network}"})
-            return stack.enter_context(WorkerPool(write_job(job, "worker"), 1, **options))
+            path = write_job(job, "worker")
+            return stack.enter_context(WorkerPool(lambda: LocalWorker(path), 1, **options))
 
         yield build
+
+
+class Mute:
+    """A `Connection` to a worker that says nothing and has died."""
+
+    def fileno(self) -> int:
+        raise AssertionError("it is not listened to")
+
+    def write(self, data: bytes) -> None:
+        """Hear nothing."""
+
+    def wait(self) -> int:
+        return -9
+
+    def bury(self) -> None:
+        """Hold nothing."""
 
 
 def ends(pool: WorkerPool, *jobs: RungJob) -> list[tuple[RungJob, Rung]]:
@@ -131,12 +147,11 @@ def test_a_worker_that_comes_to_no_end_is_given_up(
 def test_what_an_earlier_attempt_says_late_is_not_heard(build_pool: BuildPool) -> None:
     pool, job = build_pool(), RungJob(3, {}, 6)
     told = {"event": "rung", "trial": 3, "repetition": 0, "loss": 0.5, "step": 6, "steps": 6}
-    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL) as process:
-        worker = pools._Worker(process, pools._Task(job, attempt=2))
+    worker = pools._Worker(Mute(), pools._Task(job, attempt=2))
 
-        late = pool._hear(worker, [json.dumps(told | {"attempt": 1, "seconds": 1.0})])
-        other = pool._hear(worker, [json.dumps(told | {"attempt": 2, "trial": 4, "seconds": 1.0})])
-        own = pool._hear(worker, [json.dumps(told | {"attempt": 2, "seconds": 1.0})])
+    late = pool._hear(worker, [json.dumps(told | {"attempt": 1, "seconds": 1.0})])
+    other = pool._hear(worker, [json.dumps(told | {"attempt": 2, "trial": 4, "seconds": 1.0})])
+    own = pool._hear(worker, [json.dumps(told | {"attempt": 2, "seconds": 1.0})])
 
     assert (late, other) == ([], [])
     assert own == [(job, Rung(0.5, 6, 1.0))]
@@ -146,10 +161,9 @@ def test_what_an_earlier_attempt_says_late_is_not_heard(build_pool: BuildPool) -
 def test_blank_lines_of_a_worker_are_not_its_last_words(
     build_pool: BuildPool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL) as process:
-        worker = pools._Worker(process)
+    worker = pools._Worker(Mute())
 
-        heard = build_pool()._hear(worker, ["", "  ", "words"])
+    heard = build_pool()._hear(worker, ["", "  ", "words"])
 
     assert heard == []
     assert list(worker.tail) == ["words"]

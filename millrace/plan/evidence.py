@@ -53,7 +53,7 @@ def evidence_key(job: Job, shards: Manifest, num_cores: int) -> str:
         spec.network.model_dump(),
         source_digest(spec.network, job.folder),
         spec.train.model_dump(include=fields),
-        spec.search.model_dump(include={"space", "together"}),
+        spec.search.model_dump(include={"space", "together", "ranks"}),
         shards.facts["fields"],
         job.machine,
         num_cores,
@@ -62,7 +62,7 @@ def evidence_key(job: Job, shards: Manifest, num_cores: int) -> str:
 
 def from_run(key: str, work: Work, spec: PipelineSpec) -> Evidence:
     """Evidence without a probe: the quantities of the last recorded training of this pipeline."""
-    trial = work.model_copy(update={"ranks": 1, "batch": spec.train.batch})
+    trial = work.model_copy(update={"ranks": spec.search.ranks, "batch": spec.train.batch})
     return Evidence(key=key, work=work, trial=trial).of_spec(spec)
 
 

@@ -181,7 +181,7 @@ def _study(
         return known
     search, trial = spec.search, evidence.trial
     together = min(search.workers, search.together, search.trials)
-    looks = trial.model_copy(update={"validations": 1, "ranks": 1})
+    looks = trial.model_copy(update={"validations": 1})
     each = (
         STEPS_SHARE_OF_A_TRIAL * search.steps * step_seconds(trial, model.constants)
         + LOOKS_OF_A_TRIAL * training_seconds(looks, model.constants).validations

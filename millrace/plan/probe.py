@@ -37,7 +37,7 @@ def probe(job: Job, storage: Storage) -> Evidence:
     shards = manifests.read(storage, job.inputs["shards"])
     spec, num_cores = job.spec, os.cpu_count() or 1
     rank_threads = num_threads(spec.train.ranks)
-    trial_threads = max(1, num_cores // spec.search.together)
+    trial_threads = max(1, num_cores // (spec.search.together * spec.search.ranks))
     with closing(TrainingData.load(storage, shards, spec.train.mix)) as data:
         is_cpu = choose_device(0, spec.train.ranks, is_first=False).type == "cpu"
         world = World(0, 1, torch.device("cpu" if is_cpu else "cuda"))
@@ -46,11 +46,16 @@ def probe(job: Job, storage: Storage) -> Evidence:
         torch.set_num_threads(rank_threads)
         probes = [_try(share, data, world, _of_share(work))]
         trial = work.model_copy(
-            update={"ranks": 1, "threads": trial_threads, "steps": spec.search.steps}
+            update={
+                "ranks": spec.search.ranks,
+                "threads": trial_threads,
+                "steps": spec.search.steps,
+            }
         )
         if (trial.share, trial.threads) != (work.share, work.threads):
             torch.set_num_threads(trial_threads)
-            probes.append(_try(_alone(job, spec.train.batch), data, world, trial))
+            share = _alone(job, spec.train.batch // spec.search.ranks)
+            probes.append(_try(share, data, world, _of_share(trial)))
         variants = _variants(job, shards, data, world, rank_threads)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Evidence(
@@ -66,7 +71,8 @@ def probe(job: Job, storage: Storage) -> Evidence:
 def _alone(job: Job, batch: int) -> Job:
     """The job with so many samples a step, on one rank."""
     train = job.spec.train.model_dump() | {"batch": batch, "ranks": 1}
-    return job.model_copy(update={"spec": job.spec.with_parts({"train": train})})
+    search = job.spec.search.model_dump() | {"ranks": 1}
+    return job.model_copy(update={"spec": job.spec.with_parts({"train": train, "search": search})})
 
 
 def _of_share(work: Work) -> Work:

@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from millrace.errors import MillraceError, StoppedError
@@ -43,7 +45,8 @@ def run_member(job: Job) -> None:
     from millrace.train.rank import run_rank  # noqa: PLC0415
 
     try:
-        run_rank(job)
+        with losing_others():
+            run_rank(job)
     except MillraceError as error:
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             told = {"message": str(error), "timestamp": int(time.time())}
@@ -51,6 +54,17 @@ def run_member(job: Job) -> None:
         if isinstance(error, StoppedError):
             raise SystemExit(STOPPED) from error
         raise
+
+
+@contextmanager
+def losing_others() -> Iterator[None]:
+    """What this rank does beside others, the loss of which is no error of its own.
+
+    Raises:
+        SystemExit: With PEER_LOST, when another rank has gone.
+    """
+    try:
+        yield
     except RuntimeError as error:  # torch's own kinds of a lost connection derive from it
         if not lost_another(error):
             raise

@@ -76,7 +76,8 @@ def launch_ray(job: Job) -> None:
         ProcessDiedError: There is no cluster, or ranks were lost again and again.
         SystemExit: A rank failed, and its error has been emitted.
     """
-    _open_cluster(job)
+    ranks = job.spec.train.ranks
+    open_cluster(f"train {job.pipeline}", max(ranks + 1, os.cpu_count() or 1))
     try:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -87,7 +88,7 @@ def launch_ray(job: Job) -> None:
         _forward(mailbox)
         if ended and ended[0] is not None:
             raise ProcessDiedError(
-                f"train {job.pipeline} on {job.spec.train.ranks} ranks of Ray",
+                f"train {job.pipeline} on {ranks} ranks of Ray",
                 str(ended[0]).strip().splitlines()[-1],
                 "Run it again: it resumes from the last checkpoint",
             )
@@ -95,7 +96,12 @@ def launch_ray(job: Job) -> None:
         ray.shutdown()
 
 
-def _open_cluster(job: Job) -> None:
+def open_cluster(asked: str, num_cpus: int) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one of this machine with so many CPUs.
+
+    Raises:
+        ProcessDiedError: There is none, or none that can be started.
+    """
     address = os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
@@ -103,14 +109,14 @@ def _open_cluster(job: Job) -> None:
         else:
             ray.init(
                 address="local",
-                num_cpus=max(job.spec.train.ranks + 1, os.cpu_count() or 1),
+                num_cpus=num_cpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
             )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise ProcessDiedError(
-            f"train {job.pipeline} on the Ray cluster {address or 'of this machine'}",
+            f"{asked} on the Ray cluster {address or 'of this machine'}",
             str(error),
             "Correct RAY_ADDRESS, or start the cluster: ray start --head",
         ) from error
@@ -172,7 +178,7 @@ def _work(config: dict[str, Any]) -> None:
     """
     mailbox = config["mailbox"]
     context = ray.train.get_context()
-    job = _landed(Job.model_validate_json(config["job"]))
+    job = landed_on_ray(Job.model_validate_json(config["job"]))
     address, port = broadcast_from_rank_zero(_meeting_place())
     path = write_job(job, f"rank{context.get_world_rank()}")
     environment = environment_of_child() | {
@@ -222,8 +228,12 @@ def _pass_on(process: "subprocess.Popen[str]", put: Callable[[str], object]) -> 
     return code
 
 
-def _landed(job: Job) -> Job:
-    """The job on this worker, its store as this machine's environment names it, else as told."""
+def landed_on_ray(job: Job) -> Job:
+    """The job on this machine, its store as the environment here names it, else as told.
+
+    Raises:
+        StorageError: There is no folder for scratch here.
+    """
     work = os.environ.get("MILLRACE_WORK", job.work)
     try:
         return landed(job, os.environ.get("MILLRACE_STORE", job.store), work)

@@ -18,13 +18,13 @@ REPEATS = 7
 
 
 def measure_memory_bytes(job: Job, data: TrainingData, world: World) -> int:
-    """Bytes that a training needs: its weights, gradients and moments, and one batch's forward.
+    """Bytes that a rank needs: its weights, gradients and moments, and its share of a forward.
 
     They are counted, not read off the process: a warm worker holds other trials, too. So they are
     the same each time.
     """
     needs = Probe(job, data, world).needs()
-    return needs.state_bytes + job.spec.train.batch * needs.sample_bytes
+    return needs.state_bytes + job.spec.train.batch // world.size * needs.sample_bytes
 
 
 def measure_latency_seconds(job: Job, trainer: Trainer, data: TrainingData) -> float:

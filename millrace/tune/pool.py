@@ -4,24 +4,22 @@ waiting jobs --> the worker that keeps the training, else an idle one --> its ru
                  dead, or silent for too long: killed, its job first in line, one attempt more
 """
 
-import contextlib
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from millrace.errors import ProcessFailedError, from_event
-from millrace.launch import TAIL_LINES, environment_of_child
+from millrace.launch import TAIL_LINES
 from millrace.telemetry import emit, log, parse
+from millrace.train.member import is_worth_another
+from millrace.tune.connection import Connection, Start
 from millrace.tune.rung import Rung, RungJob, Training
 
 ATTEMPTS = 3
@@ -69,68 +67,55 @@ class _Task:
 
 @dataclass(eq=False)
 class _Worker:
-    process: subprocess.Popen[bytes]
+    connection: Connection
     task: _Task | None = None
     trainings: set[Training] = field(default_factory=set)
     """Those it keeps in memory."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     """Its last words that are no events."""
-    has_spoken: bool = False
     began_at: float = 0.0
     """When it was given its job (monotonic seconds)."""
-    heard_at: float = 0.0
-    """When it was given its job, or last said something."""
+    heard_at: dict[int, float] = field(default_factory=dict)
+    """When each of its ranks was given the job, or last said that it lives."""
     _unread: bytes = b""
 
     def begin(self, task: _Task) -> None:
         self.task, self.began_at = task, time.monotonic()
-        self.heard_at = self.began_at
+        self.heard_at = dict.fromkeys(self.heard_at, self.began_at)
         self.trainings.add(task.job.training)
         self.send(task.request())
 
     def send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None, "stdin is a pipe"
-        with contextlib.suppress(BrokenPipeError):  # dead: its closed output is acted upon
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.connection.write(json.dumps(message).encode() + b"\n")
 
     def lines(self) -> list[str] | None:
         """The whole lines that have come, or None when no more can.
 
         Lines are cut here, not by `readline`: the selector does not see what a buffer keeps back.
         """
-        data = os.read(self.output.fileno(), READ_BYTES)
+        data = os.read(self.connection.fileno(), READ_BYTES)
         if not data:
             return None
-        self.heard_at, self.has_spoken = time.monotonic(), True
         *whole, self._unread = (self._unread + data).split(b"\n")
         return [line.decode(errors="replace") for line in whole]
 
     @property
-    def output(self) -> IO[bytes]:
-        assert self.process.stdout is not None, "stdout is a pipe"
-        return self.process.stdout
-
-    def bury(self) -> int:
-        """Kill it if it lives, paused or not, and free what it held; its exit status."""
-        self.process.kill()
-        code = self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        return code
+    def silent_since(self) -> float:
+        """When the rank that has been silent for longest was last heard."""
+        return min(self.heard_at.values(), default=self.began_at)
 
 
 class WorkerPool:
     """Worker processes for one study, a `rung.Pool`; a context manager, so that none outlives it.
 
     Args:
-        job_path: The study's job, as its workers read it.
+        start: Starts a worker, here or elsewhere.
         size: Workers at most; each is started when there is something for it to do.
-        silence_seconds: Between two words of a busy worker, after which it is taken for paused.
+        silence_seconds: Between two words of a busy rank, after which it is taken for paused.
     """
 
-    def __init__(self, job_path: Path, size: int, silence_seconds: float = SILENCE_SECONDS) -> None:
-        self._job_path, self._size, self._silence_seconds = job_path, size, silence_seconds
+    def __init__(self, start: Start, size: int, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self._connect, self._size, self._silence_seconds = start, size, silence_seconds
         self._selector = DefaultSelector()
         self._workers: list[_Worker] = []
         self._waiting: deque[_Task] = deque()
@@ -147,7 +132,7 @@ class WorkerPool:
         trace: TracebackType | None,
     ) -> None:
         for worker in self._workers:
-            worker.bury()
+            worker.connection.bury()
         self._selector.close()
 
     def submit(self, job: RungJob) -> None:
@@ -187,17 +172,9 @@ class WorkerPool:
                 worker.send({"forget": training})
 
     def _start(self) -> _Worker:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "millrace", "worker", str(self._job_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            env=environment_of_child(),
-        )
-        worker = _Worker(process)
+        worker = _Worker(self._connect())
         self._workers.append(worker)
-        self._selector.register(worker.output, EVENT_READ, worker)
+        self._selector.register(worker.connection, EVENT_READ, worker)
         return worker
 
     def _hand_out(self) -> None:
@@ -240,18 +217,18 @@ class WorkerPool:
         """Seconds that a worker may go on; infinite for an idle one."""
         if worker.task is None:
             return math.inf
-        silence = self._silence_seconds if worker.has_spoken else START_SECONDS
+        silence = self._silence_seconds if worker.heard_at else START_SECONDS
         stuck = STUCK_SECONDS
         if self._step_seconds:  # times all steps: it may have lost the training, and begin anew
             seconds = STUCK_TIMES * worker.task.job.to * self._step_seconds
             stuck = max(LEAST_STUCK_SECONDS, seconds)
-        until = min(worker.heard_at + silence, worker.began_at + stuck)
+        until = min(worker.silent_since + silence, worker.began_at + stuck)
         return until - time.monotonic()
 
     def _mourn(self, worker: _Worker) -> Ended:
         """What follows from a worker's end: none that ends by an error of its own is replaced."""
-        code = worker.process.wait()
-        if code > 0:
+        code = worker.connection.wait()
+        if code and not is_worth_another(code):
             asked = f"train {worker.task.job}" if worker.task else "keep a worker"
             words = "\n".join(worker.tail)
             raise ProcessFailedError(
@@ -262,16 +239,16 @@ class WorkerPool:
         return self._replace(worker, f"died (exit status {code})")
 
     def _give_up(self, worker: _Worker) -> Ended:
-        seconds = time.monotonic() - worker.heard_at
+        seconds = time.monotonic() - worker.silent_since
         if seconds < self._silence_seconds:
             return self._replace(worker, "came to no end")
         return self._replace(worker, f"has said nothing for {seconds:.3g} s")
 
     def _replace(self, worker: _Worker, why: str) -> Ended:
         """Put a worker's task first in line, or give it up; a new worker starts when needed."""
-        self._selector.unregister(worker.output)
+        self._selector.unregister(worker.connection)
         self._workers.remove(worker)
-        worker.bury()
+        worker.connection.bury()
         task = worker.task
         if task is None:
             log(f"an idle worker {why}")
@@ -310,6 +287,8 @@ def _event(worker: _Worker, line: str) -> dict[str, Any] | None:
     if event is None:
         worker.tail.append(line)
         log(line)
+    elif event["event"] == "alive":
+        worker.heard_at[event["rank"]] = time.monotonic()
     elif event["event"] == "log":
         log(event["message"])
     elif event["event"] == "error":

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ from millrace import manifest as manifests
 from millrace.errors import NotFoundError, StorageError
 from millrace.frozen import Scalar
 from millrace.job import Job
-from millrace.launch import write_job
 from millrace.manifest import Manifest
-from millrace.search import SearchSpec
 from millrace.storage import FsspecStorage, StoredFile
 from millrace.telemetry import emit, log
 from millrace.tune.coordinator import Coordinator, new_study
 from millrace.tune.halving import rungs
 from millrace.tune.memo import Memo
+from millrace.tune.places import placed
 from millrace.tune.pool import WorkerPool
 from millrace.tune.proposals import leaders, proposals
 from millrace.tune.record import Record, studies_url
@@ -48,26 +46,23 @@ def tune(job: Job) -> Manifest:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = FsspecStorage(job.store)
     shards = manifests.read(storage, job.inputs["shards"])
-    path = write_job(job, "worker")
     folder = Path(job.work, "studies")
-    try:
-        with (
-            _held(folder / f"{job.pipeline}-{job.key}.lock"),
-            WorkerPool(path, _num_workers(job.spec.search)) as pool,
-        ):
-            record = Record(studies_url(folder / f"{job.pipeline}.db"), job.key)
-            if record.num_trials:
-                log(f"the study goes on after {record.num_trials} trials")
-            narrow = _transfer(job, storage, pool)
-            first = _proposals(job, narrow, _last_trials(job, storage))
-            study = new_study(job.spec.search, first)
-            memo = Memo(pool, record.known())
-            left_seconds = _budget_seconds(job) - narrow.seconds
-            coordinator = Coordinator(study, job.spec.search, memo, left_seconds)
-            choice = _run(job, coordinator, record)
-    finally:
-        path.unlink(missing_ok=True)
-    return _describe(job, storage, shards, study, coordinator, choice, narrow)
+    with (
+        _held(folder / f"{job.pipeline}-{job.key}.lock"),
+        placed(job) as (here, start),
+        WorkerPool(start, here.spec.search.workers) as pool,
+    ):
+        record = Record(studies_url(folder / f"{job.pipeline}.db"), job.key)
+        if record.num_trials:
+            log(f"the study goes on after {record.num_trials} trials")
+        narrow = _transfer(here, storage, pool)
+        first = _proposals(job, narrow, _last_trials(job, storage))
+        study = new_study(here.spec.search, first)
+        memo = Memo(pool, record.known())
+        left_seconds = _budget_seconds(here) - narrow.seconds
+        coordinator = Coordinator(study, here.spec.search, memo, left_seconds)
+        choice = _run(here, coordinator, record)
+    return _describe(here, storage, shards, study, coordinator, choice, narrow)
 
 
 @contextlib.contextmanager
@@ -77,7 +72,7 @@ def _held(path: Path) -> Iterator[None]:
     The kernel lets go of it when the process dies.
     """
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
         fix = "Set MILLRACE_WORK to a folder that can be written to"
@@ -91,13 +86,9 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _num_workers(search: SearchSpec) -> int:
-    return min(search.workers, os.cpu_count() or 1)
-
-
 def _usd_per_second(job: Job) -> float:
-    """Of one worker: they share the machine."""
-    return job.usd_per_hour / 3600 / _num_workers(job.spec.search)
+    """Of one worker: they share the machines."""
+    return job.usd_per_hour / 3600 / job.spec.search.workers
 
 
 def _budget_seconds(job: Job) -> float:
@@ -180,7 +171,7 @@ def _tell_progress(job: Job, coordinator: Coordinator, done: int, state: str) ->
         best_loss=coordinator.best_loss,
         spent_seconds=round(account.spent_seconds, 3),
         usd=round(account.spent_seconds * _usd_per_second(job), 6),
-        eta_seconds=round(max(0.0, left) / _num_workers(search), 1),
+        eta_seconds=round(max(0.0, left) / search.workers, 1),
     )
 
 

@@ -3,12 +3,14 @@
 standard input    {"trial": 3, "repetition": 0, "attempt": 1, "values": {...}, "to": 30}
                   {"forget": [3, 0]}                          drop what is kept of it
 standard output   rung events, and an `alive` event now and then while it trains
+
+Where several ranks train a trial together, each runs this on the same requests; the first tells.
 """
 
 import json
 import math
 import os
-import sys
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +22,7 @@ import torch
 from millrace import manifest as manifests
 from millrace.errors import SpecError, TrainingError
 from millrace.job import Job
+from millrace.search import SearchSpec
 from millrace.storage import FsspecStorage
 from millrace.telemetry import emit
 from millrace.train.loop import Trainer, TrainingData
@@ -31,9 +34,9 @@ ALIVE_SECONDS = 2.0
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def run_worker(job: Job, requests: Iterable[str] = sys.stdin) -> None:
-    """Serve requests until the input ends."""
-    worker = _Worker(job)
+def serve(job: Job, world: World, requests: Iterable[str]) -> None:
+    """Serve requests until they end, as the only rank or as one of several."""
+    worker = _Worker(job, world)
     for line in requests:
         request = json.loads(line)
         if "forget" in request:
@@ -44,17 +47,20 @@ def run_worker(job: Job, requests: Iterable[str] = sys.stdin) -> None:
     worker.close()
 
 
+def num_threads(search: SearchSpec) -> int:
+    """Threads of a rank: they change the order of sums, so they must not depend on `workers`."""
+    return max(1, (os.cpu_count() or 1) // (search.together * search.ranks))
+
+
 class _Worker:
     """The data of a study's job and the trainings that are kept of its trials."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, world: World) -> None:
         storage = FsspecStorage(job.store)
         shards = manifests.read(storage, job.inputs["shards"])
         self._job = job
         self._data = TrainingData.load(storage, shards, job.spec.train.mix)
-        # The number of threads changes the order of sums: it must not depend on that of workers.
-        threads = max(1, (os.cpu_count() or 1) // job.spec.search.together)
-        self._world = World.alone(threads)
+        self._world = world
         self._trainers: dict[Training, Trainer] = {}
         self._measured: dict[Training, dict[str, float]] = {}
 
@@ -62,8 +68,8 @@ class _Worker:
         """Train to a rung and tell; a trial that diverges or is too large is an outcome."""
         training = request["trial"], request["repetition"]
         told = {name: request[name] for name in ("trial", "repetition", "attempt")}
-        start, failed = time.perf_counter(), ""
-        with _alive():
+        start, failed, is_short = time.perf_counter(), "", False
+        with _alive(self._world.rank):
             try:
                 told |= self._train(training, request)
             except (TrainingError, SpecError) as error:
@@ -72,12 +78,16 @@ class _Worker:
                 if not _is_out_of_memory(error):
                     raise
                 failed = f"out of memory: {' '.join(str(error).split())[:200]}"
+                is_short = True
         if failed:
             self.forget(training)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             told |= {"failed": failed, "step": 0, "steps": 0}
-        emit("rung", **told, seconds=time.perf_counter() - start)
+        if self._world.is_first or is_short:
+            emit("rung", **told, seconds=time.perf_counter() - start)
+        if is_short and self._world.size > 1:  # the others may wait in a sum to which it adds none
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def forget(self, training: Training) -> None:
         """Drop what is kept of a training."""
@@ -94,7 +104,7 @@ class _Worker:
     def _train(self, training: Training, request: dict[str, Any]) -> dict[str, Any]:
         trainer = self._trainer(training, request["values"])
         before = trainer.step
-        _run(trainer, request["to"], request.get("max_seconds", math.inf))
+        _run(trainer, request["to"], request.get("max_seconds", math.inf), self._world)
         loss = trainer.validate()["validation_loss"]
         steps = trainer.step - before
         return {"loss": loss, "step": trainer.step, "steps": steps, **self._measured[training]}
@@ -123,8 +133,8 @@ class _Worker:
         return found
 
 
-def _run(trainer: Trainer, to: int, max_seconds: float) -> None:
-    """Train to a step, or as far as the seconds go; one step at least."""
+def _run(trainer: Trainer, to: int, max_seconds: float, world: World) -> None:
+    """Train to a step, or as far as the first rank's seconds go; one step at least."""
     if math.isinf(max_seconds):
         trainer.run_to(to)
         return
@@ -133,7 +143,8 @@ def _run(trainer: Trainer, to: int, max_seconds: float) -> None:
         trainer.run_to(min(to, trainer.step + more))
         seconds = time.perf_counter() - start
         step_seconds = seconds / (trainer.step - begun_at)
-        more = max(0, int((max_seconds - seconds) / step_seconds))
+        more = max(0, int((max_seconds - seconds) / step_seconds)) if world.is_first else 0
+        more = int(world.sum(torch.tensor(more, device=world.device)))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -143,14 +154,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def _alive() -> Iterator[None]:
+def _alive(rank: int) -> Iterator[None]:
     """Say now and then, from a thread beside, that this process is not paused."""
     ended = threading.Event()
 
     def tell() -> None:
-        emit("alive")
+        emit("alive", rank=rank)
         while not ended.wait(ALIVE_SECONDS):
-            emit("alive")
+            emit("alive", rank=rank)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
