@@ -44,9 +44,9 @@ class PoolHere:
 
 
 def search_with_millrace(spending: Spending, seed: int) -> None:
-    """The coordinator's own search, without a number of trials; the leading ones once each."""
+    """The coordinator's own search, without a number of trials; one at a time, as the others."""
     search = spending.trainings.job.spec.search.model_copy(
-        update={"trials": ENDLESS, "seed": seed, "repetitions": 0}
+        update={"trials": ENDLESS, "seed": seed, "repetitions": 0, "together": 1}
     )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = new_study(search, [dict(spending.trainings.default)])
