@@ -60,6 +60,17 @@ def test_what_never_ran_is_planned_by_a_probe_and_told_to_be(line: Line) -> None
     assert {work.batch for work in evidence.variants} == {8, 32}
 
 
+def test_trials_on_ranks_are_planned_and_probed_by_the_share_of_one(line: Line) -> None:
+    search = line.spec.search.model_dump() | {"ranks": 4}
+    space = {"train.learning_rate": search["space"]["train.learning_rate"]}
+
+    made = planned(line, "on ranks", search=search | {"space": space})
+
+    evidence = Evidence.model_validate(made.measured["evidence"])
+    assert (evidence.trial.ranks, evidence.trial.share) == (4, 4)
+    assert {(run.work.ranks, run.work.batch) for run in evidence.probes} == {(1, 8), (1, 4)}
+
+
 def test_a_second_plan_of_the_same_training_asks_no_probe(line: Line) -> None:
     first = planned(line, "first")
     longer = line.spec.train.model_dump() | {"steps": 3000}
