@@ -27,6 +27,7 @@ class FormulaPool:
         step_seconds: What a step takes, by values.
         seed: Of the order.
         found: What is measured of a trial besides, by values.
+        on_end: What becomes of how a job ended.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class FormulaPool:
         step_seconds: Callable[[Mapping[str, Scalar]], float] = lambda _: 0.01,
         seed: int = 0,
         found: Callable[[Mapping[str, Scalar]], dict[str, float]] = lambda _: {},
+        on_end: Callable[[RungJob, Rung], Rung] = lambda _, rung: rung,
     ) -> None:
+        self._on_end = on_end
         self._loss, self._step_seconds, self._found = loss, step_seconds, found
         self._draw = random.Random(seed)  # noqa: S311  a fixed seed, not a secret
         self._waiting: list[RungJob] = []
@@ -60,7 +63,7 @@ class FormulaPool:
         rung = Rung(loss, step, affordable * pace, **self._found(job.values))  # type: ignore[arg-type]  # memory is whole
         if not math.isfinite(loss):
             rung = replace(rung, loss=math.nan, step=0, failed=f"the loss is {loss}")
-        return [(job, rung)]
+        return [(job, self._on_end(job, rung))]
 
     def forget(self, training: Training) -> None:
         self._steps.pop(training, None)

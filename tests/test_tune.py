@@ -166,11 +166,22 @@ def test_the_last_study_s_best_are_tried_after_the_default(
     assert best <= {str(values) for values in tried}
 
 
+def test_a_study_of_fewer_trials_than_there_are_proposals_ends_well(
+    tuned_points: Line, tmp_path: Path
+) -> None:
+    line = tuned_points.copy(tmp_path / "line")
+    search = search_section(line, trials=2, together=2)
+
+    made = tune(line.job("night", search=search))  # the default and the best of the last study
+
+    assert [trial["number"] for trial in made.facts["trials"]] == [0, 1]
+
+
 def test_a_budget_that_no_trial_can_end_in_is_told(points: Line, tmp_path: Path) -> None:
     line = points.copy(tmp_path / "line")
     search = search_section(line, max_usd=1e-9)
 
-    with pytest.raises(TrainingError, match=r"of 3 trials: none ended .*device-seconds are spent"):
+    with pytest.raises(TrainingError, match=r"of 3 trials: none .* are spent\. Raise `search\.max"):
         tune(line.job("study", search=search))
 
     assert {tuple(trial.intermediate_values) for trial in trials_of(line)} == {(2,)}

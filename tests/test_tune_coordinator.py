@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -14,7 +15,7 @@ from millrace.search import SearchSpec
 from millrace.tune.coordinator import Coordinator, new_study
 from millrace.tune.memo import Key, Memo
 from millrace.tune.repetitions import Choice
-from millrace.tune.rung import Pool, Rung
+from millrace.tune.rung import Pool, Rung, RungJob
 from millrace.tune.rung import settings as as_settings
 from tests.formula_pool import FormulaPool, bowl
 
@@ -54,7 +55,10 @@ def known_of(told: list[FrozenTrial]) -> dict[Key, Rung]:
     """What a record would know of these trials."""
     return {
         (as_settings(trial.params), 0, row["to"]): Rung(
-            trial.intermediate_values[int(step)], row["step"], row["seconds"]
+            trial.intermediate_values[int(step)],
+            row["step"],
+            row["seconds"],
+            step_seconds=row["step_seconds"],
         )
         for trial in told
         for step, row in trial.user_attrs["rungs"].items()
@@ -91,7 +95,7 @@ def test_no_more_than_a_third_goes_on_from_a_rung_however_good_later_trials_are(
     reached = [sum(step in trial.intermediate_values for trial in told) for step in (10, 30, 90)]
     assert reached[0] == 30
     assert reached[1] <= 30 // 3 + 3  # and the default, and those that better ones came after
-    assert reached[2] <= 13 // 3 + 3
+    assert reached[2] <= 13 // 3 + 5
     assert steps < 0.4 * 30 * 90
 
 
@@ -247,6 +251,34 @@ def test_with_a_budget_a_costlier_trial_earns_fewer_steps() -> None:
     assert steps[16] == {10, 30, 90}
     assert steps[64] <= {10, 8, 22}
     assert 8 in steps[64]
+    again = {
+        int(str(job.values["network.width"])): job.to for job in pool.trained if job.repetition
+    }
+    assert again[16] == 90
+    assert again.get(64, 22) == 22
+
+
+def test_what_a_lost_worker_cost_does_not_make_its_trial_a_costlier_one() -> None:
+    def lose_time(job: RungJob, rung: Rung) -> Rung:
+        is_hit = job.to == 10 and job.trial == 1
+        return replace(rung, seconds=rung.seconds + 5 * is_hit, step_seconds=0.01)
+
+    first: list[dict[str, Scalar]] = [DEFAULT, {"train.learning_rate": 0.01}]
+    pool = FormulaPool(on_end=lose_time)
+
+    run(pool, search(trials=4, together=1), first, budget_seconds=60.0)
+
+    assert [job.to for job in pool.trained if job.trial == 1 and not job.repetition] == [10, 30, 90]
+
+
+def test_repetitions_are_known_before_the_search_ends() -> None:
+    spec = search(trials=30)
+    coordinator = Coordinator(new_study(spec, [DEFAULT]), spec, FormulaPool())
+
+    known = [len(list(coordinator.repeated())) for _ in coordinator.search()]
+
+    assert known[0] == 0
+    assert known[-1] == 1
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_what_an_earlier_attempt_says_late_is_not_heard(build_pool: BuildPool) -
     own = pool._hear(worker, [json.dumps(told | {"attempt": 2, "seconds": 1.0})])
 
     assert (late, other) == ([], [])
-    assert own == [(job, Rung(0.5, 6, 1.0))]
+    assert own == [(job, Rung(0.5, 6, 1.0, step_seconds=1 / 6))]
     assert worker.task is None
 
 

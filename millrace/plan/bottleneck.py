@@ -94,7 +94,7 @@ def _of_study(spec: PipelineSpec, study: Manifest, num_cores: int) -> dict[str, 
         half = -(-search.trials // 2)
         fix = f"`search.trials: {half}`, since no trial was better than the spec as written"
         found[fix] = study.seconds * (1 - half / search.trials)
-    useful = min(num_cores, search.together)
+    useful = min(num_cores // search.ranks, search.together)
     if search.workers < useful:
         found[f"`search.workers: {useful}`"] = study.seconds * (1 - search.workers / useful)
     return found

@@ -62,6 +62,10 @@ class Account:
         self._num_steps += steps - max(0, job.to - rung.step)
         return rung
 
+    def ended(self, job: RungJob) -> Rung | None:
+        """How a job ended whose result has not been taken; None where it is not known to have."""
+        return self._ended.get(job)
+
     def forget(self, training: Training) -> None:
         """Let the pool go of what it keeps of a training."""
         self._pool.forget(training)

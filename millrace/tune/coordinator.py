@@ -75,8 +75,8 @@ class _InHand:
     """Step from which its job goes on."""
     is_kept: bool = True
     """Whether the pool keeps what has been trained of it."""
-    num_steps: int = 0
-    """Trained in all, what was trained again included."""
+    step_seconds: float = math.nan
+    """Of its last rung; NaN before its first."""
 
     @property
     def number(self) -> int:
@@ -85,12 +85,6 @@ class _InHand:
     @property
     def step(self) -> int:
         return max((rung.step for rung in self.rungs.values()), default=0)
-
-    @property
-    def step_seconds(self) -> float:
-        """Measured so far; NaN before its first rung."""
-        seconds = sum(rung.seconds for rung in self.rungs.values())
-        return seconds / self.num_steps if self.rungs else math.nan
 
 
 class Coordinator:
@@ -112,7 +106,7 @@ class Coordinator:
     ) -> None:
         self._study, self._search = study, search
         self.account = Account(pool, budget_seconds)
-        self._repetitions = Repetitions(self.account, search.steps)
+        self._repetitions = Repetitions(self.account)
         self._rungs = rungs(search.steps)
         self._clock, self._num_submitted, self._num_asked = 0, 0, 0
         self._flight: list[tuple[int, int, _InHand]] = []
@@ -151,6 +145,10 @@ class Coordinator:
         for number in sorted(resting):
             yield self._tell(resting[number], TrialState.PRUNED)
 
+    def repeated(self) -> Iterator[tuple[Training, Rung]]:
+        """Trainings with fresh seeds that have ended, be their results taken or not."""
+        return self._repetitions.ended()
+
     def repeat(self) -> Iterator[tuple[Training, Rung]]:
         """Train the leading trials and the default again, as far as the budget allows.
 
@@ -161,7 +159,8 @@ class Coordinator:
         if self._search.repetitions and len(weighed) > 1:
             for trial in weighed:
                 values = dict(trial.params)
-                if not self._repetitions.begin(trial.number, values, self._search.repetitions):
+                again = (trial.number, values, self._search.repetitions, self._full_steps(trial))
+                if not self._repetitions.begin(*again):
                     log(f"the budget is spent: trial {trial.number} is not trained again")
                     break
         yield from self._repetitions.results()
@@ -177,8 +176,7 @@ class Coordinator:
             raise TrainingError(
                 f"find the best of {self.num_seen} trials",
                 f"none ended with a finite loss inside the limits of `search`{self._why_ended}",
-                "Narrow `search.space`, raise a limit, look at the trials' errors above, or check "
-                "the network",
+                self._way_out,
             )
         own = {trial.number: self._losses[self._rungs[-1]][trial.number] for trial in complete}
         again = {number: [own[number], *self._repetitions.losses(number)] for number in own}
@@ -187,6 +185,20 @@ class Coordinator:
             return choose(again)
         best = complete[0].number
         return Choice(best, {n: [own[n]] for n in own if n in (0, best)}, noise(again))
+
+    @property
+    def _way_out(self) -> str:
+        """What to do about a study of which no trial ended well."""
+        full_seconds = self._search.steps * self.account.step_seconds
+        if not self.account.allows(full_seconds):
+            return (
+                f"Raise `search.max_seconds` (`search.max_usd`), or lower `search.steps`: a trial "
+                f"to its end takes about {full_seconds:.3g} device-seconds"
+            )
+        return (
+            "Narrow `search.space`, raise a limit, look at the trials' errors above, or check "
+            "the network"
+        )
 
     @property
     def _why_ended(self) -> str:
@@ -300,14 +312,13 @@ class Coordinator:
         self._submit(_InHand(trial, values, self._first_rung))
 
     def _proposed(self) -> dict[str, Scalar]:
-        """Values by the sampler, which learns of a resting trial as if it had been pruned.
+        """Values by the sampler, which learns of a trial that came to a rung as if it ended there.
 
         Optuna's samplers look at trials that have been told, and a told one cannot go on.
         """
         learned = optuna.create_study(sampler=self._study.sampler)
-        resting = set().union(*self._resting)
         for trial in self._study.get_trials():
-            if trial.number in resting:
+            if trial.state is TrialState.RUNNING and trial.intermediate_values:
                 trial.state, trial.datetime_complete = TrialState.PRUNED, trial.datetime_start
             if trial.state.is_finished():
                 learned.add_trial(trial)
@@ -339,17 +350,19 @@ class Coordinator:
 
     def _note(self, one: _InHand, rung: Rung) -> None:
         """Take down how a rung ended."""
-        step = self._rungs[one.rung]
-        one.told[step] = {"to": one.job.to, "step": rung.step, "seconds": rung.seconds}
+        step, pace = self._rungs[one.rung], rung.step_seconds
+        if math.isnan(pace):
+            pace = rung.seconds / max(1, rung.step - one.begins_at)
+        told = {"to": one.job.to, "step": rung.step, "seconds": rung.seconds, "step_seconds": pace}
+        one.told[step] = told
         if rung.failed:
             log(f"trial {one.number} failed: {rung.failed}")
             one.trial.set_user_attr("failed", rung.failed)
             return
         one.rungs[step] = rung
-        one.num_steps += rung.step - one.begins_at
-        one.is_kept = True
+        one.step_seconds, one.is_kept = pace, True
         if one.number == 0:
-            self._default_step_seconds = one.step_seconds
+            self._default_step_seconds = pace
         one.trial.report(rung.loss, step)
         self._measure(one.trial, rung)
         if not _breaks_a_limit(one.trial):
@@ -388,10 +401,14 @@ class Coordinator:
         resting, losses = self._resting[one.rung], self._losses[self._rungs[one.rung]]
         resting[one.number] = one
         near = leading(losses, SPARE)
-        for other in resting.values():
-            if other.is_kept and other.number not in near:
-                other.is_kept = False
-                self.account.forget(other.job.training)
+        self._let_go([other for other in resting.values() if other.number not in near])
+
+    def _let_go(self, resting: Sequence[_InHand]) -> None:
+        """Let the pool forget trials; one of them that goes on begins at step 0."""
+        for one in resting:
+            if one.is_kept:
+                one.is_kept = False
+                self.account.forget(one.job.training)
 
     def _look(self, one: _InHand) -> None:
         """Take down what is known once a trial has come to rest or to its end."""
@@ -415,6 +432,7 @@ class Coordinator:
         found = self.correlation
         if not self.is_first_rung_given_up and found.is_low:
             self.is_first_rung_given_up = True
+            self._let_go(list(self._resting[0].values()))  # they stay where they are
             log(
                 f"trials are first compared at step {self._rungs[1]} from now on: ranks at step "
                 f"{self._rungs[0]} agree with those of {found.num_trials} ended trials by "
@@ -426,7 +444,12 @@ class Coordinator:
         default = self._study.get_trials(deepcopy=False)[0]
         is_time = self.share >= 1 / 3 and self._search.trials >= LEAST_TOLD
         if is_time and self._search.repetitions and default.state is TrialState.COMPLETE:
-            self._repetitions.begin(0, dict(default.params), self._search.repetitions)
+            number, steps = self._search.repetitions, self._full_steps(default)
+            self._repetitions.begin(0, dict(default.params), number, steps)
+
+    def _full_steps(self, trial: FrozenTrial) -> int:
+        """What a trial that ended well was trained to: fewer steps where one costs more."""
+        return int(trial.user_attrs["rungs"][str(self._rungs[-1])]["to"])
 
     def _complete(self) -> list[FrozenTrial]:
         """Trials that ended well, the best first."""

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -39,7 +39,7 @@ def run_worker(job: Job) -> None:
         serve(job, World.alone(num_threads(job.spec.search)), sys.stdin)
         return
     with _Gang(job) as gang:
-        _take_part(job, gang.passed_on(sys.stdin))
+        _take_part(job, gang.passed_on(sys.stdin), gang.drop_job)
 
 
 def run_trial_rank(job: Job) -> None:
@@ -47,7 +47,9 @@ def run_trial_rank(job: Job) -> None:
     _take_part(job, sys.stdin)
 
 
-def _take_part(job: Job, requests: Iterable[str]) -> None:
+def _take_part(
+    job: Job, requests: Iterable[str], when_all_joined: Callable[[], object] = lambda: None
+) -> None:
     """Serve as the rank that the environment names.
 
     Raises:
@@ -55,6 +57,7 @@ def _take_part(job: Job, requests: Iterable[str]) -> None:
     """
     with losing_others():
         world = World.join()
+        when_all_joined()
         torch.set_num_threads(num_threads(job.spec.search))
         serve(job, world, requests)
         world.leave()
@@ -102,6 +105,10 @@ class _Gang:
             if error is not None:
                 other.kill()
             other.wait()
+        self.drop_job()
+
+    def drop_job(self) -> None:
+        """Remove the file of the job, which the ranks that have joined have read."""
         self._path.unlink(missing_ok=True)
 
     def passed_on(self, requests: Iterable[str]) -> Iterator[str]:

@@ -65,10 +65,8 @@ def cost_chart(facts: Facts, seconds: Mapping[str, float]) -> str:
 
 
 def values_chart(facts: Facts, space: Mapping[str, Values]) -> str:
-    """The values of the trials, and their losses at the first rung, in parallel coordinates."""
+    """The values of the trials, and their losses where they were last compared, side by side."""
     trials = [trial for trial in facts["trials"] if trial["rungs"]]
-    step = min((int(step) for trial in trials for step in trial["rungs"]), default=0)
-    trials = [trial for trial in trials if str(step) in trial["rungs"]]
     uprights = [
         Upright(
             path.partition(".")[2],
@@ -77,8 +75,8 @@ def values_chart(facts: Facts, space: Mapping[str, Values]) -> str:
         )
         for path, values in space.items()
     ]
-    losses = [trial["rungs"][str(step)] for trial in trials]
-    uprights.append(Upright(f"loss at step {step}", losses))
+    losses = [trial["rungs"][max(trial["rungs"], key=int)] for trial in trials]
+    uprights.append(Upright("loss at its last step", losses))
     numbers = [trial["number"] for trial in trials]
     good = [i for i, trial in enumerate(trials) if trial["state"] == "COMPLETE"]
     best = facts["best_trial"]

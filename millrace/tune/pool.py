@@ -204,8 +204,7 @@ class WorkerPool:
             worker.task = None
             rung = _rung(event)
             if not rung.failed:
-                paces = (self._step_seconds, rung.seconds / max(1, event["steps"]))
-                self._step_seconds = max(paces)
+                self._step_seconds = max(self._step_seconds, rung.step_seconds)
             ended.append((task.job, replace(rung, seconds=rung.seconds + task.lost_seconds)))
         return ended
 
@@ -276,6 +275,7 @@ def _rung(event: dict[str, Any]) -> Rung:
         failed=failed,
         memory_bytes=event.get("memory_bytes", 0),
         latency_seconds=event.get("latency_seconds", 0.0),
+        step_seconds=event["seconds"] / max(1, event["steps"]),
     )
 
 

@@ -56,7 +56,9 @@ class Host:
         if self._worker is None:
             words, self._refusal = self._refusal, b""
             return words
-        return os.read(self._worker.fileno(), READ_BYTES)
+        words = os.read(self._worker.fileno(), READ_BYTES)
+        self._path.unlink(missing_ok=True)  # who says something has read it
+        return words
 
     def write(self, data: bytes) -> None:
         """Tell the worker something."""
@@ -64,10 +66,9 @@ class Host:
             self._worker.write(data)
 
     def wait(self) -> int:
-        """The worker's exit status; it has read its job, which is removed."""
+        """The worker's exit status."""
         if self._worker is None:
             return 1
-        self._path.unlink(missing_ok=True)
         return self._worker.wait()
 
 

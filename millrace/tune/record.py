@@ -193,6 +193,7 @@ def _rungs(row: Mapping[str, Any]) -> Iterator[tuple[Key, Rung]]:
                 row.get("failed", "") if math.isnan(loss) else "",
                 row.get("memory_bytes", 0),
                 row.get("latency_seconds", 0.0),
+                told["step_seconds"],
             ),
         )
 

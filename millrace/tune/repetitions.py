@@ -92,22 +92,21 @@ class Repetitions:
 
     Args:
         account: What they are paid from.
-        steps: Of a training.
     """
 
-    def __init__(self, account: Account, steps: int) -> None:
-        self._account, self._steps = account, steps
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self._jobs: dict[Training, RungJob] = {}
         self._rungs: dict[Training, Rung] = {}
 
-    def begin(self, trial: int, values: dict[str, Scalar], number: int) -> bool:
+    def begin(self, trial: int, values: dict[str, Scalar], number: int, steps: int) -> bool:
         """Train a trial `number` times more, if that can be paid; whether it can, or was."""
-        seconds = number * self._steps * self._account.step_seconds
+        seconds = number * steps * self._account.step_seconds
         if (trial, 1) not in self._jobs:
             if not self._account.allows(seconds):
                 return False
             for repetition in range(1, number + 1):
-                job = RungJob(trial, values, self._steps, repetition)
+                job = RungJob(trial, values, steps, repetition)
                 self._jobs[job.training] = job
                 self._account.submit(job, 0)
         return True
@@ -119,6 +118,13 @@ class Repetitions:
                 self._rungs[training] = self._account.result(job)
                 self._account.forget(training)
             yield training, self._rungs[training]
+
+    def ended(self) -> Iterator[tuple[Training, Rung]]:
+        """Each that has ended and how, without waiting and without counting what it cost."""
+        for training, job in self._jobs.items():
+            rung = self._rungs.get(training) or self._account.ended(job)
+            if rung is not None:
+                yield training, rung
 
     def losses(self, trial: int) -> list[float]:
         """Of a trial's repetitions whose end is known; infinite where one diverged."""

@@ -55,6 +55,8 @@ class Rung:
     """What a training needs; 0 where there is no limit to it."""
     latency_seconds: float = 0.0
     """Of the answer to one sample; 0 where there is no limit to it."""
+    step_seconds: float = math.nan
+    """Of a step, without what attempts took that came to nothing; NaN: all of it was for steps."""
 
 
 class Pool(Protocol):

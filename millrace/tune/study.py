@@ -148,6 +148,8 @@ def _run(job: Job, coordinator: Coordinator, record: Record) -> Choice:
     done = 0
     for trial in coordinator.search():
         record.add(trial)
+        for training, rung in coordinator.repeated():
+            record.add_repetition(training, rung)
         if coordinator.num_seen > done or trial.state is TrialState.COMPLETE:
             done = coordinator.num_seen
             _tell_progress(job, coordinator, done, trial.state.name)
@@ -184,7 +186,7 @@ def _describe(
     choice: Choice,
     narrow: Transfer,
 ) -> Manifest:
-    trials = study.get_trials(deepcopy=False)
+    trials = [one for one in study.get_trials(deepcopy=False) if one.state.is_finished()]
     rows = [_row(trial, choice) for trial in trials]
     path = f"{manifests.folder(job.pipeline, NOUN, job.key)}/study.json"
     export = json.dumps({"study": job.key, "trials": rows}, indent=1).encode()
