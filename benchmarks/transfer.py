@@ -33,7 +33,7 @@ from millrace.tune.transfer import DEAR, RATE, WIDTH, Transfer, transfer
 LOW, HIGH = 2.0**-11, 2.0**-4
 OCTAVES = [2.0**octave for octave in range(-11, -3)]
 FULL_WIDTH, STEPS, QUICK_STEPS = 128, 60, 9
-TRIALS = 24
+TRIALS = 64
 """Of the study that cannot be paid for; a direct sweep of the rate alone takes fewer."""
 SPEC: dict[str, Any] = {
     "source": {
@@ -155,7 +155,7 @@ def compare(study: Study, *, is_scaled: bool) -> dict[str, Found]:
     rungs = study([{RATE: rate} for rate in rates], steps)
     direct_seconds = sum(rung.seconds for rung in rungs)
     tried = [(one.loss, rate) for one, rate in zip(rungs, rates, strict=True) if not one.failed]
-    budget_seconds = TRIALS * direct_seconds / len(rates) / (1.2 * DEAR)
+    budget_seconds = TRIALS * direct_seconds / len(rates) / (2 * DEAR)
     fresh = replace(study, seed=FRESH + study.seed)
     found = {}
 
