@@ -280,7 +280,7 @@ def test_only_a_pipeline_with_a_tokenizer_has_that_step() -> None:
     )
 
     assert with_one - without == {NOUN}
-    assert len(without) == 6
+    assert len(without) == 8
 
 
 def _current(store: str, noun: str) -> Manifest:
